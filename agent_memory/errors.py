@@ -1,0 +1,118 @@
+"""Every error this project raises on purpose, in one tree.
+
+    AgentMemoryError
+    ├── RequestError          one request cannot be served; carries its HTTP status
+    │   ├── BadRequest            400  the caller's fault
+    │   │   ├── UnsupportedParameter
+    │   │   └── ContextLengthExceeded
+    │   ├── NotFound              404
+    │   ├── Unavailable           503  not now: loading, draining, queue_full; says when to come back
+    │   └── EngineFailed          500  our fault; the engine goes on for the others
+    ├── StartError            the process cannot start; carries its exit status
+    │   ├── UsageError            64
+    │   ├── PortInUse             69
+    │   ├── StateDirError         73
+    │   ├── StateDirLocked        75
+    │   └── ConfigError           78
+    └── ModelRefused          a model that cannot be loaded or cannot be proven right
+
+A damaged block is none of these: it is a miss.  Messages tell the reader what to do next.  Any thread.
+"""
+
+
+class AgentMemoryError(Exception):
+    """Base of all of ours."""
+
+
+class RequestError(AgentMemoryError):
+    """`param` is the field of the request at fault, `code` a word for programs."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class BadRequest(RequestError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class UnsupportedParameter(BadRequest):
+    code = "unsupported_parameter"
+
+    def __init__(self, field: str) -> None:
+        super().__init__(
+            f"'{field}' is not supported by this server yet, and ignoring it would change the "
+            f"answer. Remove '{field}' from the request.",
+            param=field,
+        )
+
+
+class ContextLengthExceeded(BadRequest):
+    code = "context_length_exceeded"
+
+    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+        super().__init__(
+            f"The prompt has {prompt_tokens} tokens and the model's context holds "
+            f"{context_length}, of which at least one must stay free for the answer. "
+            "Shorten the conversation; nothing is cut off silently.",
+            param="messages",
+        )
+
+
+class NotFound(RequestError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class Unavailable(RequestError):
+    """`reason`: loading, draining, queue_full, failed.  `retry_after`: whole seconds."""
+
+    status = 503
+    type = "server_error"
+
+    def __init__(self, message: str, *, reason: str, retry_after: int) -> None:
+        super().__init__(message, code=reason)
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class EngineFailed(RequestError):
+    code = "engine_error"
+
+
+class ModelRefused(AgentMemoryError):
+    pass
+
+
+class StartError(AgentMemoryError):
+    exit_code = 70
+
+
+class UsageError(StartError):
+    exit_code = 64
+
+
+class PortInUse(StartError):
+    exit_code = 69
+
+
+class StateDirError(StartError):
+    exit_code = 73
+
+
+class StateDirLocked(StartError):
+    exit_code = 75
+
+
+class ConfigError(StartError):
+    exit_code = 78

@@ -1,0 +1,138 @@
+"""What a block's payload looks like, byte for byte, and which model's it is.
+
+Knows layer groups, tensor formats, offsets and the fingerprint.  Knows nothing of MLX arrays or
+files.  Any thread: everything here is immutable.
+
+A payload is the bytes of all tensors of a block, one after another without gaps, the wider element
+types first, so that each tensor starts at a multiple of its element size.  It is the same in memory
+and in the data section of a block file.  Per layer group there is one tensor for each of
+
+    k.packed k.scales k.biases  v.packed v.scales v.biases        (quantized)
+    k.dense                     v.dense                           (kept in the model's type)
+
+of shape [layers, kv_heads, tokens, width].
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from hashlib import blake2b
+from typing import Literal
+
+import numpy as np
+
+from agent_memory.block import BLOCK_TOKENS, HASH_BYTES, BlockHash
+
+KV_ABI = 1
+"""Raised when what we compute or how we lay it out changes, so that older blocks are not matched."""
+
+DType = Literal["U32", "F32", "F16", "BF16"]
+NUMPY: dict[str, np.dtype[np.generic]] = {
+    "U32": np.dtype("<u4"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),  # numpy has no bfloat16: its bit patterns
+}
+Kind = Literal["full", "window", "latent", "recurrent"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFormat:
+    """How the K (or V) of one head and token is kept: `dim` numbers, in `bits` each, or as `dtype`.
+
+    bits None: dense in `dtype`.  Else affine quantization in groups of `group_size` along dim,
+    with a scale and a bias of `dtype` per group.
+    """
+
+    dim: int
+    dtype: DType
+    bits: int | None = None
+    group_size: int = 0
+
+    def tensors(self) -> list[tuple[str, DType, int]]:
+        """(name, element type, width) of each stored tensor, in the order MLX returns them."""
+        if self.bits is None:
+            return [("dense", self.dtype, self.dim)]
+        groups = self.dim // self.group_size
+        return [
+            ("packed", "U32", self.dim * self.bits // 32),
+            ("scales", self.dtype, groups),
+            ("biases", self.dtype, groups),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Layers whose KV has one shape.  `layers` index the model's list of caches."""
+
+    kind: Kind
+    layers: tuple[int, ...]
+    kv_heads: int
+    k: TensorFormat
+    v: TensorFormat
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSlot:
+    """Where a tensor of a block lies in its payload."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    def view(self, payload: np.ndarray) -> np.ndarray:
+        """This tensor as a view of a payload (uint8, one dimension)."""
+        raw = payload[self.offset : self.offset + self.nbytes]
+        return raw.view(NUMPY[self.dtype]).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class KVSpec:
+    """The KV of one loaded model.  Equal fingerprints mean exchangeable blocks."""
+
+    groups: tuple[LayerGroup, ...]
+    model_digest: str
+    """Digest over weights, config, adapter and tokenizer: see model/loader.py."""
+
+    @cached_property
+    def fingerprint(self) -> BlockHash:
+        """The root of every chain of this model."""
+        facts = asdict(self) | {"block_tokens": BLOCK_TOKENS, "kv_abi": KV_ABI}
+        text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+        return BlockHash(blake2b(text.encode(), digest_size=HASH_BYTES).digest())
+
+    @cached_property
+    def bytes_per_token(self) -> int:
+        return payload_bytes(self.groups, 1)
+
+    def slots(self, num_tokens: int) -> tuple[TensorSlot, ...]:
+        return layout(self.groups, num_tokens)
+
+    def payload_bytes(self, num_tokens: int) -> int:
+        return payload_bytes(self.groups, num_tokens)
+
+
+@lru_cache(maxsize=4 * BLOCK_TOKENS)
+def layout(groups: tuple[LayerGroup, ...], num_tokens: int) -> tuple[TensorSlot, ...]:
+    """The tensors of a block of `num_tokens`, in payload order."""
+    tensors: list[tuple[str, DType, tuple[int, ...]]] = []
+    for g, group in enumerate(groups):
+        for side, form in (("k", group.k), ("v", group.v)):
+            for name, dtype, width in form.tensors():
+                shape = (len(group.layers), group.kv_heads, num_tokens, width)
+                tensors.append((f"{g}.{side}.{name}", dtype, shape))
+    tensors.sort(key=lambda t: -NUMPY[t[1]].itemsize)  # stable: groups stay in order
+    slots, offset = [], 0
+    for name, dtype, shape in tensors:
+        nbytes = NUMPY[dtype].itemsize * int(np.prod(shape))
+        slots.append(TensorSlot(name, dtype, shape, offset, nbytes))
+        offset += nbytes
+    return tuple(slots)
+
+
+def payload_bytes(groups: tuple[LayerGroup, ...], num_tokens: int) -> int:
+    last = layout(groups, num_tokens)[-1]
+    return last.offset + last.nbytes

@@ -1,0 +1,47 @@
+"""Every metric the server exports, in one registry.
+
+Prometheus text is made by the library; here is only the list.  Counters are safe from any thread.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"agent_memory_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"agent_memory_{name}", text, registry=registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(f"agent_memory_{name}_seconds", text, registry=registry)
+
+        self.requests = counter("requests", "Requests that ended", "reason")
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts")
+        self.cached_tokens = counter("cached_tokens", "Prompt tokens from memory", "tier")
+        self.generated_tokens = counter("generated_tokens", "Tokens generated")
+        self.steps = counter("steps", "Forward passes")
+        self.step_failures = counter("step_failures", "Forward passes that raised")
+        self.restore_rejected = counter(
+            "restore_rejected", "Blocks found on disk and not used", "reason"
+        )
+        self.blocks_committed = counter("blocks_committed", "Blocks copied out to the pool")
+        self.commits_skipped = counter("commits_skipped", "Blocks the full pool had no room for")
+        self.blocks_written = counter("blocks_written", "Blocks written to disk")
+        self.bytes_written = counter("bytes_written", "Bytes of block files written to disk")
+        self.persist_errors = counter("persist_errors", "Writes that failed", "errno")
+        self.orphans_swept = counter("orphans_swept", "Unfinished files removed at start")
+        self.running = gauge("running", "Sequences being computed")
+        self.waiting = gauge("waiting", "Sequences waiting to be computed")
+        self.pool_bytes = gauge("pool_bytes", "Payload bytes in the block pool")
+        self.disk_bytes = gauge("disk_bytes", "Bytes of block files")
+        self.time_to_first_token = seconds("time_to_first_token", "From submit to the first token")
+        self.restore_time = seconds("restore_time", "From match to the run in place")
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,76 @@
+"""What crosses the line between the event loop and the engine: requests in, events out.
+
+Plain immutable values, no behaviour.  Any thread.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from agent_memory.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """temperature 0 takes the most likely token; top_k 0, top_p 1 and min_p 0 switch each off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One generation.  `max_tokens` None: until the end of turn or of the context.
+
+    `agent` None is anonymous: what is computed is remembered, but nobody owns it.
+    """
+
+    id: str
+    agent: str | None
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # end of turn, or a stop string
+    LENGTH = "length"  # max_tokens, or the context is full
+    CANCELLED = "cancelled"  # the client went away
+    SHUTDOWN = "shutdown"  # the server ended before the answer did
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The prompt's memory is in place and computing begins.  Tiers in tokens; they add up to cached."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    from_memory: int
+    from_disk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Text that is final.  `num_tokens` counts the tokens generated so far."""
+
+    text: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Always the last event, or `Failed` is."""
+
+    reason: FinishReason
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    error: RequestError
+
+
+Event = Started | Delta | Finished | Failed
