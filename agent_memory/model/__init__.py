@@ -1,0 +1,1 @@
+"""The model itself.  The only package that imports mlx_lm."""

@@ -1,0 +1,1 @@
+"""What surrounds a running server: backends, the demonstration."""

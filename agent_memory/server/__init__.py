@@ -1,0 +1,1 @@
+"""HTTP and the life of the process."""
