@@ -24,7 +24,7 @@ import numpy as np
 from agent_memory.block import BLOCK_TOKENS, HASH_BYTES, BlockHash
 
 KV_ABI = 1
-"""Raised when what we compute or how we lay it out changes, so that older blocks are not matched."""
+"""Goes up when what we compute or how we lay it out changes: older blocks no longer match."""
 
 DType = Literal["U32", "F32", "F16", "BF16"]
 NUMPY: dict[str, np.dtype[np.generic]] = {
@@ -122,8 +122,13 @@ def layout(groups: tuple[LayerGroup, ...], num_tokens: int) -> tuple[TensorSlot,
     for g, group in enumerate(groups):
         for side, form in (("k", group.k), ("v", group.v)):
             for name, dtype, width in form.tensors():
-                shape = (len(group.layers), group.kv_heads, num_tokens, width)
-                tensors.append((f"{g}.{side}.{name}", dtype, shape))
+                tensors.append(
+                    (
+                        f"{g}.{side}.{name}",
+                        dtype,
+                        (len(group.layers), group.kv_heads, num_tokens, width),
+                    )
+                )
     tensors.sort(key=lambda t: -NUMPY[t[1]].itemsize)  # stable: groups stay in order
     slots, offset = [], 0
     for name, dtype, shape in tensors:
