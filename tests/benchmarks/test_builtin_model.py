@@ -87,7 +87,7 @@ def test_samples_have_their_shapes_and_positions_grow(sampler: Sampler, length: 
 
 
 def test_a_recalled_value_counts_most(sampler: Sampler) -> None:
-    pieces = sampler.chat(200)
+    pieces = sampler.chat(2000)
     ids, weights = joined(pieces)
     assert ids.tolist() == flat(pieces) and len(weights) == count(pieces)
     values = flat([(ids, weight) for ids, weight in pieces if weight == VALUE])
