@@ -122,8 +122,13 @@ def layout(groups: tuple[LayerGroup, ...], num_tokens: int) -> tuple[TensorSlot,
     for g, group in enumerate(groups):
         for side, form in (("k", group.k), ("v", group.v)):
             for name, dtype, width in form.tensors():
-                shape = (len(group.layers), group.kv_heads, num_tokens, width)
-                tensors.append((f"{g}.{side}.{name}", dtype, shape))
+                tensors.append(
+                    (
+                        f"{g}.{side}.{name}",
+                        dtype,
+                        (len(group.layers), group.kv_heads, num_tokens, width),
+                    )
+                )
     tensors.sort(key=lambda t: -NUMPY[t[1]].itemsize)  # stable: groups stay in order
     slots, offset = [], 0
     for name, dtype, shape in tensors:
