@@ -111,13 +111,12 @@ def _ids(jobs: list[Job], padding: int) -> mx.array:
 def rows_for_one_rounding(model: Module, spec: KVSpec) -> int:
     """The least rows for which a CPU's matrix products round as they do for many.
 
-    OpenBLAS computes products of at most 64^3 multiplications by other kernels, whose last bits
-    differ; in quantized KV such a bit now and then moves a number into the next bucket, which
-    changes what follows.  Models worth running have wider layers than that: only tiny ones are
-    padded, and on GPUs none.
+    OpenBLAS computes results of at most 1,200 numbers by other kernels, whose last bits differ; in
+    quantized KV such a bit now and then moves a number into the next bucket, which changes what
+    follows.  Models worth running are wider: only tiny ones are padded, and none on a GPU.
     """
     quantized = any(g.k.bits or g.v.bits for g in spec.groups)
     if mx.default_device().type != mx.DeviceType.cpu or not quantized:
         return 1
-    products = [m.weight.size for m in model.modules() if type(m) is Linear]
-    return min(16, 64**3 // min(products) + 1) if products else 1
+    widths = [m.weight.shape[0] for m in model.modules() if type(m) is Linear]
+    return 1200 // min(widths) + 1 if widths else 1
