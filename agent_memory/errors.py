@@ -6,7 +6,7 @@
     │   │   ├── UnsupportedParameter
     │   │   └── ContextLengthExceeded
     │   ├── NotFound              404
-    │   ├── Unavailable           503  not now: loading, draining, queue_full; says when to come back
+    │   ├── Unavailable           503  not now: loading, draining, full; says when to come back
     │   └── EngineFailed          500  our fault; the engine goes on for the others
     ├── StartError            the process cannot start; carries its exit status
     │   ├── UsageError            64
@@ -16,7 +16,8 @@
     │   └── ConfigError           78
     └── ModelRefused          a model that cannot be loaded or cannot be proven right
 
-A damaged block is none of these: it is a miss.  Messages tell the reader what to do next.  Any thread.
+A damaged block is none of these: it is a miss.  Messages tell the reader what to do next.
+Any thread.
 """
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from agent_memory.block import BLOCK_TOKENS, HASH_BYTES, BlockHash
 
 KV_ABI = 1
-"""Raised when what we compute or how we lay it out changes, so that older blocks are not matched."""
+"""Goes up when what we compute or how we lay it out changes: older blocks no longer match."""
 
 DType = Literal["U32", "F32", "F16", "BF16"]
 NUMPY: dict[str, np.dtype[np.generic]] = {

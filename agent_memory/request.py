@@ -44,7 +44,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The prompt's memory is in place and computing begins.  Tiers in tokens; they add up to cached."""
+    """The prompt's memory is in place, computing begins.  In tokens; the tiers add up to cached."""
 
     prompt_tokens: int
     cached_tokens: int

@@ -1,1 +1,1 @@
-"""KV on disk: block files, their index, who owns them, and the threads that read and write.  No MLX."""
+"""KV on disk: block files, their index, their owners, the threads that read and write.  No MLX."""

@@ -1,0 +1,273 @@
+"""Settings: one table, and one frozen Config made from it at start.
+
+Knows where a value may come from, what it may be, and how to name the place of a bad one.  Knows
+nothing of what a setting does.  Any thread.
+
+    flag --kv-bits  >  variable AGENT_MEMORY_KV_BITS  >  file key kv_bits  >  default
+"""
+
+import difflib
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent_memory.errors import ConfigError
+
+CONFIG_FILE = Path("~/.agent_memory/config.toml")
+_SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the server runs with.  `drain_timeout` in seconds."""
+
+    host: str
+    port: int  # 0: the system picks a free one
+    model: str
+    model_chosen: bool  # somebody named a model; else the built-in one serves
+    state_dir: Path
+    kv_bits: int | None  # None: K and V stay in the model's type
+    kv_group_size: int
+    step_tokens: int
+    pool_bytes: int
+    drain_timeout: float
+    log_format: str
+    preload: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table.  `parse` makes the value from text, or raises ValueError."""
+
+    name: str
+    default: str
+    parse: Callable[[str], object]
+    toml_types: tuple[type, ...]
+    allowed: str
+    text: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "AGENT_MEMORY_" + self.name.upper()
+
+    def read(self, text: str, place: str) -> object:
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise self.refusal(text, place) from error
+
+    def read_toml(self, value: object, place: str) -> object:
+        if type(value) not in self.toml_types:  # not isinstance: true is no number here
+            raise self.refusal(value, place)
+        return self.read(str(value).lower() if isinstance(value, bool) else str(value), place)
+
+    def refusal(self, value: object, place: str) -> ConfigError:
+        return ConfigError(f"{place}: {value!r} cannot be used. Allowed: {self.allowed}.")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise ValueError
+        return int(text)
+
+    return parse
+
+
+def _one_of(choices: Mapping[str, object]) -> Callable[[str], object]:
+    def parse(text: str) -> object:
+        if text not in choices:
+            raise ValueError
+        return choices[text]
+
+    return parse
+
+
+def _words(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(_words(text)).expanduser().absolute()
+    except RuntimeError as error:  # ~ of a user who has no home
+        raise ValueError from error
+
+
+def _seconds(text: str) -> float:
+    if not 0 <= float(text) <= 3600:
+        raise ValueError
+    return float(text)
+
+
+def _pool_bytes(text: str) -> int:
+    if text == "auto":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return min(memory // 8, 8 * _UNITS["G"])
+    size = _SIZE.fullmatch(text.upper())
+    if size is None:
+        raise ValueError
+    num_bytes = int(size[1]) * _UNITS[size[2]]
+    if not _UNITS["M"] <= num_bytes <= _UNITS["T"]:
+        raise ValueError
+    return num_bytes
+
+
+SETTINGS = (
+    Setting(
+        "host",
+        "127.0.0.1",
+        _words,
+        (str,),
+        "127.0.0.1, ::1 or localhost",
+        "Address to listen on.",
+    ),
+    Setting(
+        "port",
+        "8000",
+        _whole(0, 65535),
+        (int,),
+        "0 to 65535; 0 takes a free one",
+        "Port to listen on.",
+    ),
+    Setting(
+        "model",
+        "builtin",
+        _words,
+        (str,),
+        "builtin, a directory, or a Hugging Face name",
+        "Model to serve.",
+    ),
+    Setting(
+        "state_dir",
+        "~/.agent_memory",
+        _path,
+        (str,),
+        "a directory",
+        "Where memory is kept on disk.",
+    ),
+    Setting(
+        "kv_bits",
+        "8",
+        _one_of({"4": 4, "8": 8, "none": None}),
+        (int, str),
+        "4, 8 or none",
+        "Bits per number of K and V; none keeps the model's type.",
+    ),
+    Setting(
+        "kv_group_size",
+        "64",
+        _one_of({"32": 32, "64": 64, "128": 128}),
+        (int,),
+        "32, 64 or 128",
+        "How many numbers of K or V share a scale.",
+    ),
+    Setting(
+        "step_tokens",
+        "256",
+        _whole(1, 8192),
+        (int,),
+        "1 to 8192",
+        "Tokens computed together in one step.",
+    ),
+    Setting(
+        "pool_bytes",
+        "auto",
+        _pool_bytes,
+        (int, str),
+        "auto, or 1M to 1T in bytes or with K, M, G, T",
+        "Memory for blocks that no running request uses; auto: an eighth, at most 8G.",
+    ),
+    Setting(
+        "drain_timeout",
+        "25",
+        _seconds,
+        (int, float),
+        "0 to 3600 seconds",
+        "How long running requests may go on after a stop signal.",
+    ),
+    Setting(
+        "log_format",
+        "console",
+        _one_of({"console": "console", "json": "json"}),
+        (str,),
+        "console or json",
+        "How log lines on stderr look.",
+    ),
+    Setting(
+        "preload",
+        "true",
+        _one_of({"true": True, "false": False}),
+        (bool,),
+        "true or false",
+        "On a Linux CPU, start again with OpenBLAS where it is installed.",
+    ),
+)
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str], path: Path | None) -> Config:
+    """`flags` holds the values of the flags that were given; `path` is --config's.
+
+    An empty variable counts as not set.  Raises ConfigError.
+    """
+    file = (path or CONFIG_FILE).expanduser()
+    table = _read_file(file, must_exist=path is not None)
+    values: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    for setting in SETTINGS:
+        name, place = setting.name, f"{file}, key '{setting.name}'"
+        if name in flags:
+            values[name], places[name] = flags[name], setting.flag
+        elif text := environ.get(setting.variable):
+            values[name], places[name] = setting.read(text, setting.variable), setting.variable
+        elif name in table:
+            values[name], places[name] = setting.read_toml(table[name], place), place
+        else:
+            values[name] = setting.parse(setting.default)
+    _refuse_open_host(values["host"], places.get("host", "default"))
+    return Config(**values, model_chosen="model" in places)
+
+
+def _read_file(file: Path, *, must_exist: bool) -> dict[str, object]:
+    try:
+        table = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError as error:
+        if not must_exist:
+            return {}
+        raise ConfigError(
+            f"--config: there is no file {file}. Write it or name another."
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}. Mend or move it.") from error
+    except ValueError as error:  # not TOML, or not even UTF-8
+        raise ConfigError(f"{file} is not TOML: {error}. Correct it or move it away.") from error
+    known = [setting.name for setting in SETTINGS]
+    for key in table.keys() - known:
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Known are: {', '.join(known)}."
+        raise ConfigError(f"{file}, key '{key}': there is no such setting. {hint}")
+    return table
+
+
+def _refuse_open_host(host: str, place: str) -> None:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ConfigError(
+            f"{place}: {host!r} would let other machines in, and this server has no keys yet to "
+            "tell them apart. Use 127.0.0.1, and a tunnel such as ssh -L from elsewhere."
+        )

@@ -1,0 +1,161 @@
+"""Which blocks are on disk and which are about to be.
+
+Knows block files by hash and by parent, and the order in which they were last used.  Knows
+nothing of how they are stored.  Memory only and quick; any thread, one lock.
+
+A block is absent, pending or present:
+
+    absent            --expect-->  pending     its payload waits for the writer
+    pending           --settle-->  present     written and committed
+    pending           --settle-->  absent      the write failed
+    pending, present  --forget-->  absent      superseded, or the file is bad
+
+A pending block has a ticket.  Expected again, it keeps it: the first of its writes to settle
+decides for all.  Forgotten and then expected, it gets another, and a write with the old one changes
+nothing.  Tickets are readings of the logical clock that also orders uses.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from threading import Lock
+
+from agent_memory.block import Block, BlockHash
+from agent_memory.store.format import BlockFile
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One write to come: of which expectation, and how much it holds in memory until it settles."""
+
+    block_hash: BlockHash
+    clock: int
+    payload_bytes: int
+
+
+class Catalog:
+    def __init__(self) -> None:
+        self._lock = Lock()
+        # All guarded by the lock.
+        self._files: dict[BlockHash, BlockFile] = {}
+        self._children: dict[BlockHash, dict[BlockHash, Block]] = {}
+        self._used: dict[BlockHash, int] = {}
+        self._touched: set[BlockHash] = set()
+        self._pending: dict[BlockHash, int] = {}
+        self._pending_bytes = 0
+        self._clock = 0
+        self._disk_bytes = 0
+
+    def load(self, file: BlockFile, used: int) -> None:
+        """A block found at start, and when it was last used."""
+        with self._lock:
+            self._clock = max(self._clock, used)
+            self._add(file, used)
+
+    def file(self, block_hash: BlockHash) -> BlockFile | None:
+        with self._lock:
+            return self._files.get(block_hash)
+
+    def children(self, parent: BlockHash) -> list[Block]:
+        with self._lock:
+            return list(self._children.get(parent, {}).values())
+
+    def pending(self, block_hash: BlockHash) -> bool:
+        with self._lock:
+            return block_hash in self._pending
+
+    def expect(self, block_hash: BlockHash, payload_bytes: int) -> Ticket:
+        with self._lock:
+            self._clock += 1
+            clock = self._pending.setdefault(block_hash, self._clock)
+            self._pending_bytes += payload_bytes
+            return Ticket(block_hash, clock, payload_bytes)
+
+    def wanted(self, ticket: Ticket) -> bool:
+        with self._lock:
+            expected = self._pending.get(ticket.block_hash) == ticket.clock
+            return expected and ticket.block_hash not in self._files
+
+    def settle(self, ticket: Ticket, file: BlockFile | None) -> bool:
+        """The write is over, `file` None if nothing was written.  Says whether it is present."""
+        with self._lock:
+            self._pending_bytes -= ticket.payload_bytes
+            if self._pending.get(ticket.block_hash) == ticket.clock:
+                del self._pending[ticket.block_hash]
+                if file is not None:
+                    self._add(file, ticket.clock)
+            return ticket.block_hash in self._files
+
+    def forget(self, block_hash: BlockHash) -> None:
+        with self._lock:
+            self._pending.pop(block_hash, None)
+            if file := self._files.get(block_hash):
+                self._remove(file)
+
+    def forget_file(self, file: BlockFile) -> bool:
+        """Forget just this file, not one written later.  Says whether no later one is present."""
+        with self._lock:
+            if self._files.get(file.block.hash) is file:
+                self._remove(file)
+            return file.block.hash not in self._files
+
+    def touch(self, hashes: Iterable[BlockHash]) -> None:
+        with self._lock:
+            for block_hash in hashes:
+                if block_hash in self._files:
+                    self._clock += 1
+                    self._used[block_hash] = self._clock
+                    self._touched.add(block_hash)
+
+    def take_touched(self) -> list[tuple[BlockHash, int]]:
+        """(hash, when) of blocks used since the last call."""
+        with self._lock:
+            touched, self._touched = self._touched, set()
+            return [(block_hash, self._used[block_hash]) for block_hash in touched]
+
+    def bytes_of(self, hashes: Iterable[BlockHash]) -> int:
+        with self._lock:
+            return sum(self._files[h].file_bytes for h in set(hashes) if h in self._files)
+
+    @property
+    def disk_bytes(self) -> int:
+        with self._lock:
+            return self._disk_bytes
+
+    @property
+    def pending_bytes(self) -> int:
+        with self._lock:
+            return self._pending_bytes
+
+    def check(self) -> None:
+        with self._lock:
+            children = {
+                (parent, block_hash): block
+                for parent, siblings in self._children.items()
+                for block_hash, block in siblings.items()
+            }
+            assert all(self._children.values())
+            assert children == {(f.block.parent, h): f.block for h, f in self._files.items()}
+            assert all(block_hash == file.block.hash for block_hash, file in self._files.items())
+            assert self._used.keys() == self._files.keys() >= self._touched
+            assert max(self._used.values(), default=0) <= self._clock
+            assert self._disk_bytes == sum(file.file_bytes for file in self._files.values())
+            assert max(self._pending.values(), default=0) <= self._clock
+            assert self._pending_bytes >= 0
+
+    def _add(self, file: BlockFile, used: int) -> None:
+        block = file.block
+        assert block.hash not in self._files
+        self._files[block.hash] = file
+        self._children.setdefault(block.parent, {})[block.hash] = block
+        self._used[block.hash] = used
+        self._disk_bytes += file.file_bytes
+
+    def _remove(self, file: BlockFile) -> None:
+        block = file.block
+        del self._files[block.hash], self._used[block.hash]
+        self._touched.discard(block.hash)
+        siblings = self._children[block.parent]
+        del siblings[block.hash]
+        if not siblings:
+            del self._children[block.parent]
+        self._disk_bytes -= file.file_bytes

@@ -1,0 +1,177 @@
+"""A block as the bytes of one safetensors file.
+
+Knows the format, docs/format.md tells it.  Knows nothing of paths or threads.  Any thread.
+
+    8 bytes           length of the header, little-endian
+    the header        JSON, padded with spaces so that the data begins at a multiple of 64
+    the data          token ids, then the payload; no holes
+
+A header is a function of the block, its model and the data's checksum.  So there is one right
+header for an expected block, and reading means comparing with it, byte for byte.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from xxhash import xxh3_128
+
+from agent_memory.block import BLOCK_TOKENS, HASH_BYTES, Block, BlockHash
+from agent_memory.kv_spec import KVSpec, LayerGroup
+from agent_memory.store.files import Bytes, Piece
+
+FORMAT = "agent-memory-block/1"
+MAX_HEADER_BYTES = 1 << 20
+_ALIGN = 64
+_LENGTH_BYTES = 8
+
+
+class Rejected(Exception):
+    """A file is not the block it should be.  `reason`: size, header, checksum, fingerprint, shape,
+    tokens; and, from those who look for files, missing or io."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFile:
+    """What is known of a good block file without opening it.  `checksum` covers its data."""
+
+    block: Block
+    fingerprint: BlockHash
+    file_bytes: int
+    checksum: bytes
+
+
+def encode(block: Block, payload: Bytes, spec: KVSpec) -> tuple[BlockFile, list[Piece]]:
+    """The file's description and the pieces to write, the payload not copied."""
+    assert payload.dtype == np.uint8 and payload.shape == (spec.payload_bytes(block.num_tokens),)
+    checksum = _checksum(block.tokens, payload.data)
+    header = _header(block, spec, checksum)
+    file_bytes = len(header) + len(block.tokens) + payload.nbytes
+    file = BlockFile(block, spec.fingerprint, file_bytes, checksum)
+    return file, [header, block.tokens, payload.data]
+
+
+def decode(raw: Bytes, file: BlockFile, spec: KVSpec) -> Bytes:
+    """The payload in `raw`, the whole file: a view of it.  Raises Rejected on any difference."""
+    block = file.block
+    header = _header(block, spec, file.checksum)
+    start, payload_at = len(header), len(header) + len(block.tokens)
+    if raw.size != file.file_bytes or raw.size != payload_at + spec.payload_bytes(block.num_tokens):
+        raise Rejected("size")
+    if _data_offset(raw) != start:
+        raise Rejected("header")
+    if _checksum(raw[start:].data) != file.checksum:
+        raise Rejected("checksum")
+    if (found := raw[:start].tobytes()) != header:
+        raise Rejected(_difference(found, header))
+    if raw[start:payload_at].tobytes() != block.tokens:
+        raise Rejected("tokens")
+    return raw[payload_at:]
+
+
+def identify(raw: Bytes) -> BlockFile:
+    """Which block a file found without a row in the index holds.  Raises Rejected.
+
+    Proves that tokens, parent and hash belong together and that the data is whole.  Shapes are
+    proved by `decode`, which knows the model.
+    """
+    start = _data_offset(raw)
+    tensors = _parse(raw[:start].tobytes())
+    data = raw[start:]
+    try:
+        about = tensors["__metadata__"]
+        checksum = bytes.fromhex(about["data_xxh3_128"])
+        fingerprint = bytes.fromhex(about["fingerprint"])
+        parent = bytes.fromhex(about["parent"])
+        [num_tokens] = tensors["token_ids"]["shape"]
+        good = about["format"] == FORMAT and num_tokens in range(1, BLOCK_TOKENS + 1)
+    except (KeyError, TypeError, ValueError):
+        raise Rejected("header") from None
+    if not good or {len(fingerprint), len(parent)} != {HASH_BYTES}:
+        raise Rejected("header")
+    if data.size < 4 * num_tokens:
+        raise Rejected("size")
+    if _checksum(data.data) != checksum:
+        raise Rejected("checksum")
+    block = Block.of(BlockHash(parent), data[: 4 * num_tokens].tobytes())
+    if block.hash.hex() != about["hash"]:
+        raise Rejected("tokens")
+    return BlockFile(block, BlockHash(fingerprint), raw.size, checksum)
+
+
+def _header(block: Block, spec: KVSpec, checksum: bytes) -> bytes:
+    """The length word and the padded header of the one file that may hold this block."""
+    tensors: dict[str, object] = {
+        "__metadata__": {
+            "format": FORMAT,
+            "fingerprint": spec.fingerprint.hex(),
+            "hash": block.hash.hex(),
+            "parent": block.parent.hex(),
+            "groups": describe_groups(spec.groups),
+            "data_xxh3_128": checksum.hex(),
+        },
+        "token_ids": _tensor("I32", [block.num_tokens], 0, len(block.tokens)),
+    }
+    for slot in spec.slots(block.num_tokens):
+        begin = len(block.tokens) + slot.offset
+        tensors[slot.name] = _tensor(slot.dtype, slot.shape, begin, slot.nbytes)
+    text = _compact(tensors).encode()
+    text += b" " * (-(_LENGTH_BYTES + len(text)) % _ALIGN)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def _tensor(dtype: str, shape: Sequence[int], begin: int, nbytes: int) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, begin + nbytes]}
+
+
+def describe_groups(groups: Sequence[LayerGroup]) -> str:
+    return _compact([asdict(group) for group in groups])
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _checksum(*pieces: Piece) -> bytes:
+    digest = xxh3_128()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()
+
+
+def _data_offset(raw: Bytes) -> int:
+    """Where the data begins.  Raises Rejected unless a header of sane length fits before it."""
+    if raw.size < _LENGTH_BYTES:
+        raise Rejected("size")
+    length = int.from_bytes(raw[:_LENGTH_BYTES].tobytes(), "little")
+    if length > MAX_HEADER_BYTES or _LENGTH_BYTES + length > raw.size:
+        raise Rejected("header")
+    return _LENGTH_BYTES + length
+
+
+def _parse(header: bytes) -> dict[str, Any]:
+    try:
+        tensors = json.loads(header[_LENGTH_BYTES:])
+    except (ValueError, RecursionError):
+        raise Rejected("header") from None
+    if not isinstance(tensors, dict) or not isinstance(tensors.get("__metadata__"), dict):
+        raise Rejected("header")
+    return tensors
+
+
+def _difference(found: bytes, expected: bytes) -> str:
+    """The word for what a well-formed header says otherwise than it should."""
+    theirs, ours = _parse(found), _parse(expected)
+    about, expected_about = theirs.pop("__metadata__"), ours.pop("__metadata__")
+    changed = {key for key in expected_about if about.get(key) != expected_about[key]}
+    if "fingerprint" in changed:
+        return "fingerprint"
+    if "groups" in changed or theirs != ours:
+        return "shape"
+    return "tokens" if changed & {"hash", "parent"} else "header"

@@ -1,0 +1,196 @@
+"""What happens to a state directory before it is used: nothing found in it is taken on trust.
+
+Knows the order of a start, docs/format.md tells it.  The thread that opens the store.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+
+import structlog
+
+from agent_memory.block import HASH_BYTES, Block, BlockHash
+from agent_memory.errors import StateDirError
+from agent_memory.metrics import Metrics
+from agent_memory.store import index as rows
+from agent_memory.store.agents import Agents
+from agent_memory.store.catalog import Catalog
+from agent_memory.store.files import move_into, read_file, sync_folder, write_new
+from agent_memory.store.format import BlockFile, Rejected, identify
+from agent_memory.store.index import HeadRow, Index, Statement
+from agent_memory.store.state_dir import BLOCK_SUFFIX, StateDir, private_folder
+
+VERSION = b"1\n"
+
+log = structlog.get_logger(__name__)
+
+_Found = dict[BlockHash, tuple[BlockFile, int]]
+"""Block files and when they were last used."""
+
+
+def recover(state: StateDir, metrics: Metrics) -> tuple[Index, Catalog, Agents]:
+    """Bring directory and index into agreement.  Raises StateDirError."""
+    try:
+        _begin(state)
+        _sweep(state, metrics)
+        index, found, heads = _open_index(state)
+        try:
+            catalog, agents = _reconcile(state, index, found, heads, metrics)
+        except BaseException:
+            index.close()
+            raise
+    except (OSError, sqlite3.Error) as error:
+        raise StateDirError(
+            f"{state.path} cannot be prepared: {error}. "
+            "Free some space there or make it writable, or choose another state directory."
+        ) from error
+    return index, catalog, agents
+
+
+def _begin(state: StateDir) -> None:
+    """A store of another version is set aside whole, never misread; then ours is made."""
+    found = state.version.read_bytes() if state.version.exists() else None
+    if found != VERSION:
+        _set_aside(state, found)
+        new = state.version.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        write_new(new, [VERSION])
+        new.rename(state.version)
+    for folder in (state.blocks, state.tmp, state.quarantine, *state.block_folders()):
+        private_folder(folder)
+    sync_folder(state.blocks)
+    sync_folder(state.path)
+
+
+def _set_aside(state: StateDir, version: bytes | None) -> None:
+    existing = [path for path in state.store_paths() if os.path.lexists(path)]
+    if not existing:
+        return
+    target = state.next_set_aside()
+    private_folder(target)
+    for path in existing:
+        path.rename(target / path.name)
+    name = version.decode("ascii", "replace").strip() if version else "unknown"
+    log.warning("store_set_aside", version=name, path=str(target))
+
+
+def _sweep(state: StateDir, metrics: Metrics) -> None:
+    for path in state.tmp.iterdir():
+        path.unlink()
+        metrics.orphans_swept.inc()
+
+
+def _open_index(state: StateDir) -> tuple[Index, _Found, list[HeadRow]]:
+    """The index and all its rows.  A damaged one is moved aside and begun anew, empty."""
+    try:
+        return _read_index(state)
+    except (sqlite3.DatabaseError, TypeError, ValueError) as error:  # what odd bytes lead to
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            raise StateDirError(
+                f"{state.index} is locked by another program. Close that program and start again."
+            ) from error
+        log.warning("index_rebuilt", reason=str(error))
+    for path in state.store_paths():
+        if path.name.startswith(state.index.name) and path.exists():
+            move_into(state.quarantine, path)
+    return _read_index(state)
+
+
+def _read_index(state: StateDir) -> tuple[Index, _Found, list[HeadRow]]:
+    index = Index.open(state.index)
+    try:
+        found = {file.block.hash: (file, used) for file, used in index.blocks()}
+        return index, found, list(index.heads())
+    except BaseException:
+        index.close()
+        raise
+
+
+def _reconcile(
+    state: StateDir, index: Index, found: _Found, heads: list[HeadRow], metrics: Metrics
+) -> tuple[Catalog, Agents]:
+    """Rows and files agree afterwards: one scan, and only files without a row are read."""
+    catalog, changes = Catalog(), []
+    on_disk = dict(_block_files(state))
+    for block_hash, (file, used) in found.items():
+        size = on_disk.pop(block_hash, None)
+        if size == file.file_bytes:
+            catalog.load(file, used)
+            continue
+        _refuse(state, metrics, block_hash, "missing" if size is None else "size")
+        changes.append(rows.drop_block(block_hash))
+    for block_hash in on_disk:
+        if adopted := _adopt(state, metrics, block_hash):
+            catalog.load(adopted, 0)
+            changes.append(rows.put_block(adopted, 0))
+    agents = _load_heads(catalog, heads)
+    index.commit(changes + _all_heads(agents))
+    return catalog, agents
+
+
+def _block_files(state: StateDir) -> Iterator[tuple[BlockHash, int]]:
+    """(hash, size) by the name of each file; names that are not ours are left alone."""
+    for folder in state.block_folders():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                block_hash = _hash_in(entry.name)
+                if block_hash and entry.path == os.fspath(state.block_path(block_hash)):
+                    yield block_hash, entry.stat(follow_symlinks=False).st_size
+
+
+def _hash_in(name: str) -> BlockHash | None:
+    try:
+        block_hash = bytes.fromhex(name.removesuffix(BLOCK_SUFFIX))
+    except ValueError:
+        return None
+    return BlockHash(block_hash) if len(block_hash) == HASH_BYTES else None
+
+
+def _adopt(state: StateDir, metrics: Metrics, block_hash: BlockHash) -> BlockFile | None:
+    """What a file without a row holds, if it proves to be what its name says."""
+    try:
+        file = identify(read_file(state.block_path(block_hash)))
+        if file.block.hash != block_hash:
+            raise Rejected("tokens")
+    except Rejected as error:
+        _refuse(state, metrics, block_hash, error.reason)
+    except OSError as error:
+        log.warning("block_unreadable", block=block_hash.hex(), error=str(error))
+        _refuse(state, metrics, block_hash, "io")
+    else:
+        return file
+    return None
+
+
+def _refuse(state: StateDir, metrics: Metrics, block_hash: BlockHash, reason: str) -> None:
+    """Count a file that will not be used and move it, if it is there, to quarantine."""
+    metrics.restore_rejected.labels(reason=reason).inc()
+    log.warning("block_rejected", block=block_hash.hex(), reason=reason)
+    if reason != "missing":
+        move_into(state.quarantine, state.block_path(block_hash))
+
+
+def _load_heads(catalog: Catalog, heads: list[HeadRow]) -> Agents:
+    """Heads cut back to what is present, recorded again in their order: rules and ordinals anew."""
+    agents = Agents()
+    for row in heads:
+        if chain := _present(catalog, row):
+            agents.record(row.agent, row.fingerprint, chain, row.last_used)
+    return agents
+
+
+def _present(catalog: Catalog, row: HeadRow) -> tuple[Block, ...]:
+    chain: list[Block] = []
+    parent = row.fingerprint
+    for block_hash in row.chain:
+        file = catalog.file(block_hash)
+        if file is None or file.block.parent != parent:
+            break
+        chain.append(file.block)
+        parent = block_hash
+    return tuple(chain)
+
+
+def _all_heads(agents: Agents) -> list[Statement]:
+    heads = [(agent.id, head) for agent in agents.all() for head in agent.heads]
+    return [rows.drop_all_heads(), *(rows.put_head(agent_id, head) for agent_id, head in heads)]

@@ -1,0 +1,115 @@
+"""A small model's spec, payloads that follow from the block's hash, and stores that get closed."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from agent_memory.block import Block, BlockHash
+from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
+from agent_memory.metrics import Metrics
+from agent_memory.store.block_store import BlockStore
+from agent_memory.store.state_dir import StateDir
+
+PayloadOf = Callable[[Block], npt.NDArray[np.uint8]]
+
+
+@pytest.fixture
+def spec() -> KVSpec:
+    packed = TensorFormat(64, "BF16", bits=4, group_size=32)
+    dense = TensorFormat(8, "BF16")
+    groups = (
+        LayerGroup("full", (0, 2), 1, packed, packed),
+        LayerGroup("window", (1,), 2, dense, dense, window=128),
+    )
+    return KVSpec(groups, "small")
+
+
+@pytest.fixture
+def payload_of(spec: KVSpec) -> PayloadOf:
+    def payload(block: Block) -> npt.NDArray[np.uint8]:
+        random = np.random.default_rng(list(block.hash))
+        return random.integers(0, 256, spec.payload_bytes(block.num_tokens), np.uint8)
+
+    return payload
+
+
+class Opener:
+    """Opens stores on one directory, one after the other, each with metrics of its own, and works
+    with the one that is open."""
+
+    def __init__(self, path: Path, spec: KVSpec, payload_of: PayloadOf) -> None:
+        self.path = path
+        self.spec = spec
+        self.payload_of = payload_of
+        self.metrics = Metrics()
+        self._open: tuple[StateDir, BlockStore] | None = None
+
+    @property
+    def state(self) -> StateDir:
+        assert self._open is not None
+        return self._open[0]
+
+    @property
+    def store(self) -> BlockStore:
+        assert self._open is not None
+        return self._open[1]
+
+    def open(self) -> BlockStore:
+        self.close()
+        self.metrics = Metrics()
+        state = StateDir.open(self.path)
+        try:
+            store = BlockStore.open(state, self.metrics)
+        except BaseException:
+            state.close()
+            raise
+        self._open = state, store
+        store.check()
+        return store
+
+    def close(self) -> None:
+        if self._open is not None:
+            assert self.store.close(10)
+            self.state.close()
+            self._open = None
+
+    def put(self, *blocks: Block) -> list[bool]:
+        """Put them and wait.  Whether each is present."""
+        told: SimpleQueue[tuple[BlockHash, bool]] = SimpleQueue()
+        for block in blocks:
+            self.store.put(block, self.payload_of(block), self.spec, lambda *a: told.put(a))
+        answers = dict(told.get(timeout=10) for _ in blocks)
+        return [answers[block.hash] for block in blocks]
+
+    def read(self, block: Block) -> bool:
+        """Whether it is read back.  What is read is right."""
+        told: SimpleQueue[tuple[Block, npt.NDArray[np.uint8] | None]] = SimpleQueue()
+        self.store.read(block, self.spec, lambda *a: told.put(a))
+        found, payload = told.get(timeout=10)
+        assert found == block
+        assert self.store.flush(10)  # what a bad file sets off
+        if payload is not None:
+            np.testing.assert_array_equal(payload, self.payload_of(block))
+        return payload is not None
+
+    def file(self, block: Block) -> Path:
+        name = block.hash.hex()
+        return self.path / "blocks" / name[:2] / f"{name}.safetensors"
+
+    def quarantined(self) -> list[str]:
+        """Names of blocks in quarantine."""
+        return [path.name[:64] for path in (self.path / "quarantine").glob("*.safetensors.*")]
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"agent_memory_{name}", labels) or 0.0
+
+
+@pytest.fixture
+def opener(tmp_path: Path, spec: KVSpec, payload_of: PayloadOf) -> Iterator[Opener]:
+    opener = Opener(tmp_path / "state", spec, payload_of)
+    yield opener
+    opener.close()

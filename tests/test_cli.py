@@ -1,0 +1,93 @@
+"""The command as people type it: a real process each time."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent_memory import __version__
+from agent_memory.store.state_dir import StateDir
+
+SCRIPT = Path(sys.executable).with_name("agent-memory")
+
+
+def run(home: Path, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`python -m agent_memory` with a home of its own and no setting from outside."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("AGENT_MEMORY_")}
+    return subprocess.run(
+        [sys.executable, "-m", "agent_memory", *args],
+        env=kept | {"HOME": str(home)} | environ,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+
+
+def test_version_and_help(tmp_path: Path) -> None:
+    assert run(tmp_path, "--version").stdout == f"agent-memory {__version__}\n"
+    top = run(tmp_path, "--help")
+    assert top.returncode == 0 and "serve" in top.stdout and "demo" in top.stdout
+    assert "--kv-bits" in run(tmp_path, "serve", "--help").stdout
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    top = run(tmp_path, "--help", PYTHONPROFILEIMPORTTIME="1")
+    imported = set(re.findall(r"\| +(\S+)$", top.stderr, re.MULTILINE))
+    assert "agent_memory.config" in imported
+    assert not imported & {"mlx", "mlx.core", "numpy", "asyncio", "starlette", "hypercorn", "httpx"}
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((), "COMMAND"),
+        (("fly",), "'fly'"),
+        (("serve", "--colour"), "--colour"),
+        (("serve", "--port", "70000"), "--port: '70000' cannot be used. Allowed: 0 to 65535"),
+        (("serve", "--kv-bits", "3"), "--kv-bits: '3' cannot be used. Allowed: 4, 8 or none."),
+        (("demo", "--kv-bits", "3"), "--kv-bits"),
+    ],
+)
+def test_a_wrong_command_line_exits_64_with_the_usage(
+    tmp_path: Path, args: tuple[str, ...], said: str
+) -> None:
+    done = run(tmp_path, *args)
+    assert done.returncode == 64
+    assert said in done.stderr and "usage: agent-memory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_setting_exits_78_naming_its_place(tmp_path: Path) -> None:
+    done = run(tmp_path, "serve", AGENT_MEMORY_PORT="http")
+    assert done.returncode == 78
+    assert done.stderr == (
+        "agent-memory: AGENT_MEMORY_PORT: 'http' cannot be used. "
+        "Allowed: 0 to 65535; 0 takes a free one.\n"
+    )
+    assert run(tmp_path, "serve", "--host", "0.0.0.0").returncode == 78
+
+
+def test_a_state_directory_that_cannot_be_exits_73(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run(tmp_path, "serve", "--no-preload", "--state-dir", str(tmp_path / "file"))
+    assert done.returncode == 73
+    assert str(tmp_path / "file") in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_taken_state_directory_exits_75_naming_the_holder(tmp_path: Path) -> None:
+    held = StateDir.open(tmp_path / "state")
+    try:
+        done = run(tmp_path, "serve", "--no-preload", AGENT_MEMORY_STATE_DIR=str(held.path))
+    finally:
+        held.close()
+    assert done.returncode == 75
+    assert str(os.getpid()) in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="the package is not installed here")
+def test_the_installed_command_is_the_module(tmp_path: Path) -> None:
+    done = subprocess.run([SCRIPT, "--version"], capture_output=True, text=True, timeout=20)
+    assert done.stdout == f"agent-memory {__version__}\n"

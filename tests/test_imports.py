@@ -1,0 +1,125 @@
+"""Who may import whom, and how long files and functions may be.  No exceptions, no waivers."""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.source import package_files, python_files, text, tree
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+# server → engine → {model → kvcache, store} → leaves, with cli on top and ops beside.
+MAY_IMPORT = {
+    "leaf": {"leaf"},
+    "kvcache": {"leaf", "kvcache"},
+    "store": {"leaf", "store"},
+    "model": {"leaf", "kvcache", "model"},
+    "engine": {"leaf", "kvcache", "store", "model", "engine"},
+    "server": {"leaf", "kvcache", "store", "model", "engine", "server"},
+    "ops": {"leaf", "store.state_dir", "ops"},
+    "cli": {"leaf", "store.state_dir", "ops", "cli"},
+}
+
+# Outside packages that only some may import, by the beginning of the path.
+ONLY_IN = {
+    "mlx": ("kvcache/", "model/", "engine/engine.py", "engine/step_loop.py"),
+    "mlx_lm": ("model/",),
+    "tokenizers": ("model/",),
+    "transformers": ("model/",),
+    "starlette": ("server/",),
+    "hypercorn": ("server/",),
+    "asyncio": ("server/", "engine/mailbox.py", "engine/engine.py"),
+    "importlib": ("cli.py", "ops/backend.py"),  # cli.py loads a command's code when it runs
+}
+
+WAIVER = re.compile(r"#\s*(noqa|type:\s*ignore|mypy:|ruff:|pyright:|pragma:|fmt:|isort:)")
+
+
+def imports(file: Path) -> Iterator[str]:
+    """The dotted names that a file imports, `from a import b` as a.b."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(dotted: str) -> str:
+    """The row of MAY_IMPORT of one of our modules."""
+    name = dotted.removeprefix("agent_memory.")
+    if name.startswith("store.state_dir"):
+        return "store.state_dir"
+    first = name.split(".")[0]
+    return "cli" if first == "__main__" else first if first in MAY_IMPORT else "leaf"
+
+
+def functions(file: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+@pytest.mark.parametrize("file", package_files(), ids=str)
+def test_rooms_import_only_what_is_below_them(file: Path) -> None:
+    here = room(".".join(file.with_suffix("").parts))
+    allowed = MAY_IMPORT["store" if here == "store.state_dir" else here]
+    for name in imports(file):
+        if name.startswith("agent_memory."):
+            there = room(name)
+            assert there in allowed or there.split(".")[0] in allowed, f"{here} imports {name}"
+
+
+@pytest.mark.parametrize("file", package_files(), ids=str)
+def test_outside_packages_stay_where_they_belong(file: Path) -> None:
+    here = str(file.relative_to("agent_memory"))
+    for name in imports(file):
+        for_these = ONLY_IN.get(name.split(".")[0])
+        assert for_these is None or here.startswith(for_these), f"{here} imports {name}"
+
+
+def test_no_import_inside_a_function() -> None:
+    inside = [
+        f"{file}:{node.lineno}"
+        for file in python_files()
+        for function in functions(file)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert not inside
+
+
+def test_only_the_command_line_loads_modules_by_name() -> None:
+    loads = re.compile(r"\b(import_module|__import__|run_module|run_path)\b")
+    loading = {str(file) for file in package_files() if loads.search(text(file))}
+    assert loading == {"agent_memory/cli.py"}
+
+
+def test_files_are_short() -> None:
+    num_lines = {str(file): text(file).count("\n") for file in python_files()}
+    assert not {file: n for file, n in num_lines.items() if n > MAX_FILE_LINES}
+
+
+def test_functions_are_short() -> None:
+    long = {
+        f"{file}:{function.lineno} {function.name}": num_lines
+        for file in python_files()
+        for function in functions(file)
+        if (num_lines := (function.end_lineno or 0) - function.lineno + 1) > MAX_FUNCTION_LINES
+    }
+    assert not long
+
+
+def test_no_rule_is_waived() -> None:
+    waived = [
+        f"{file}:{token.start[0]} {token.string}"
+        for file in python_files()
+        for token in tokenize.generate_tokens(io.StringIO(text(file)).readline)
+        if token.type == tokenize.COMMENT and WAIVER.search(token.string)
+    ]
+    assert not waived
