@@ -155,9 +155,7 @@ class Memory:
         held = payload is not None and self.pool.put(block, payload)
         self._landed(restore, i, self.pool.hold(block.hash) if held else payload, held=held)
 
-    def _landed(
-        self, restore: Restore, i: int, payload: np.ndarray | None, *, held: bool
-    ) -> None:
+    def _landed(self, restore: Restore, i: int, payload: np.ndarray | None, *, held: bool) -> None:
         restore.missing -= 1
         if payload is None:
             restore.failed.add(i)

@@ -75,7 +75,9 @@ class Rows:
         out, row = [], 0
         for kv, count in self.members:
             q, parts = queries[row : row + count], kv.parts(self.layer)
-            out.append(self._decode(q, parts, scale) if count == 1 else self._chunk(q, parts, scale))
+            out.append(
+                self._decode(q, parts, scale) if count == 1 else self._chunk(q, parts, scale)
+            )
             row += count
         if row < queries.shape[0]:  # rows that only pad the step
             out.append(mx.zeros((queries.shape[0] - row, *out[0].shape[1:]), dtype=out[0].dtype))

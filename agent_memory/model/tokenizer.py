@@ -18,7 +18,9 @@ class ChatTokenizer:
     def __init__(self, wrapper: TokenizerWrapper) -> None:
         backend = getattr(wrapper, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
-            raise ModelRefused("The model has no tokenizer.json, which this server reads text with.")
+            raise ModelRefused(
+                "The model has no tokenizer.json, which this server reads text with."
+            )
         self._wrapper = wrapper
         self._backend = backend
         self.end_of_turn = frozenset(int(i) for i in wrapper.eos_token_ids)
