@@ -227,7 +227,7 @@ class Memory:
                 self.pool.drop(old.hash)
 
     def _commit(self, seq: Sequence, end: int) -> bool:
-        """Copy the tokens from the last commit to `end` out as one block; False: the pool is full."""
+        """Copy the tokens since the last commit out as one block; False: the pool is full."""
         assert seq.kv is not None
         start = seq.num_committed
         parent = seq.chain[-1].hash if seq.chain else self.spec.fingerprint

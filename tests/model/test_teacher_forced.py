@@ -6,6 +6,7 @@ arithmetic can tell: at `none` 1e-3; quantized, closer than plain mlx-lm with th
 differs from itself when its embedding is scaled by one part in a million.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 
 import mlx.core as mx
@@ -102,7 +103,7 @@ def test_every_way_chooses_the_same(
     positions = NUM_TEXTS * TEXT_TOKENS
     bits = loaded.proven.spec.groups[0].k.bits
     with capsys.disabled():
-        print(f"\nkv {bits or 'none'}: {positions} positions", found)
+        sys.stdout.write(f"\nkv {bits or 'none'}: {positions} positions, differing {found}\n")
     for way, ties in found.items():
         assert len(ties) <= (positions // 1000 if bits else 0), way
         assert all(margin < noise for _, margin, noise in ties), (way, ties)
