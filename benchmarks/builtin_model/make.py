@@ -1,6 +1,6 @@
 """Make the built-in model again: `python -m benchmarks.builtin_model.make OUT`.
 
-Corpus, tokenizer, training, export; 20 to 30 minutes of CPU.  `--quick` runs every stage within
+Corpus, tokenizer, training, export; about half an hour of CPU time.  `--quick` runs every stage within
 seconds and leaves a model that knows nothing.
 """
 
