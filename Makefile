@@ -32,7 +32,7 @@ check: install  ## lint, format and types; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	! grep -n '://' requirements/*.txt
+	! grep -nE 'https?:' requirements/*.txt
 
 fix: install  ## mend what lint and format can mend
 	$(BIN)/ruff check --fix .

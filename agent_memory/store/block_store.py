@@ -74,9 +74,10 @@ class BlockStore:
 
         That comes once, on the writer thread; on a closed store here and now, with False.
         """
+        assert payload.nbytes == spec.payload_bytes(block.num_tokens)
         ticket = self._catalog.expect(block.hash, payload.nbytes)
         if not self._writer.submit(WriteBlock(block, payload, spec, ticket, on_written)):
-            on_written(block.hash, self._catalog.settle(block.hash, ticket, None))
+            on_written(block.hash, self._catalog.settle(ticket, None))
 
     def record(
         self, agent_id: str, fingerprint: BlockHash, chain: Sequence[Block]
@@ -85,6 +86,7 @@ class BlockStore:
 
         Returns the partial blocks this made superfluous.  The store has let go of them.
         """
+        assert agent_id.isascii()  # others' blocks share the transaction: nothing in it may be odd
         recorded = self.agents.record(agent_id, fingerprint, tuple(chain), time.time())
         self._writer.submit(RecordHead(agent_id, recorded))
         for block in recorded.superseded:

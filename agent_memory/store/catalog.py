@@ -10,16 +10,26 @@ A block is absent, pending or present:
     pending           --settle-->  absent      the write failed
     pending, present  --forget-->  absent      superseded, or the file is bad
 
-A pending block is known by its ticket, a reading of the logical clock that also orders uses.  A
-write whose ticket is no longer the block's own changes nothing when it settles: the block was
-forgotten, or expected again, meanwhile.
+A pending block has a ticket.  Expected again, it keeps it: the first of its writes to settle
+decides for all.  Forgotten and then expected, it gets another, and a write with the old one changes
+nothing.  Tickets are readings of the logical clock that also orders uses.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from threading import Lock
 
 from agent_memory.block import Block, BlockHash
 from agent_memory.store.format import BlockFile
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One write to come: of which expectation, and how much it holds in memory until it settles."""
+
+    block_hash: BlockHash
+    clock: int
+    payload_bytes: int
 
 
 class Catalog:
@@ -31,7 +41,7 @@ class Catalog:
         self._used: dict[BlockHash, int] = {}
         self._touched: set[BlockHash] = set()
         self._pending: dict[BlockHash, int] = {}
-        self._pending_bytes: dict[int, int] = {}
+        self._pending_bytes = 0
         self._clock = 0
         self._disk_bytes = 0
 
@@ -53,27 +63,27 @@ class Catalog:
         with self._lock:
             return block_hash in self._pending
 
-    def expect(self, block_hash: BlockHash, payload_bytes: int) -> int:
-        """The ticket of a write to come."""
+    def expect(self, block_hash: BlockHash, payload_bytes: int) -> Ticket:
         with self._lock:
             self._clock += 1
-            self._pending[block_hash] = self._clock
-            self._pending_bytes[self._clock] = payload_bytes
-            return self._clock
+            clock = self._pending.setdefault(block_hash, self._clock)
+            self._pending_bytes += payload_bytes
+            return Ticket(block_hash, clock, payload_bytes)
 
-    def wanted(self, block_hash: BlockHash, ticket: int) -> bool:
+    def wanted(self, ticket: Ticket) -> bool:
         with self._lock:
-            return self._pending.get(block_hash) == ticket and block_hash not in self._files
+            expected = self._pending.get(ticket.block_hash) == ticket.clock
+            return expected and ticket.block_hash not in self._files
 
-    def settle(self, block_hash: BlockHash, ticket: int, file: BlockFile | None) -> bool:
+    def settle(self, ticket: Ticket, file: BlockFile | None) -> bool:
         """The write is over, `file` None if nothing was written.  Says whether it is present."""
         with self._lock:
-            del self._pending_bytes[ticket]
-            if self._pending.get(block_hash) == ticket:
-                del self._pending[block_hash]
+            self._pending_bytes -= ticket.payload_bytes
+            if self._pending.get(ticket.block_hash) == ticket.clock:
+                del self._pending[ticket.block_hash]
                 if file is not None:
-                    self._add(file, ticket)
-            return block_hash in self._files
+                    self._add(file, ticket.clock)
+            return ticket.block_hash in self._files
 
     def forget(self, block_hash: BlockHash) -> None:
         with self._lock:
@@ -114,7 +124,7 @@ class Catalog:
     @property
     def pending_bytes(self) -> int:
         with self._lock:
-            return sum(self._pending_bytes.values())
+            return self._pending_bytes
 
     def check(self) -> None:
         with self._lock:
@@ -129,7 +139,8 @@ class Catalog:
             assert self._used.keys() == self._files.keys() >= self._touched
             assert max(self._used.values(), default=0) <= self._clock
             assert self._disk_bytes == sum(file.file_bytes for file in self._files.values())
-            assert set(self._pending.values()) <= self._pending_bytes.keys()
+            assert max(self._pending.values(), default=0) <= self._clock
+            assert self._pending_bytes >= 0
 
     def _add(self, file: BlockFile, used: int) -> None:
         block = file.block

@@ -17,7 +17,7 @@ from agent_memory.store.format import BlockFile
 
 Statement = tuple[str, tuple[bytes | str | int | float, ...]]
 
-_BUSY_S = 1.0  # nobody else writes here, unless a person looks with a tool of theirs
+_BUSY_S = 0.25  # nobody else writes here, unless a person looks with a tool of theirs
 _TOKENS_BYTES = range(4, 4 * BLOCK_TOKENS + 1, 4)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS blocks (

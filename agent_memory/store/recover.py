@@ -84,7 +84,7 @@ def _open_index(state: StateDir) -> tuple[Index, _Found, list[HeadRow]]:
     """The index and all its rows.  A damaged one is moved aside and begun anew, empty."""
     try:
         return _read_index(state)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, TypeError, ValueError) as error:  # what odd bytes lead to
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
             raise StateDirError(
                 f"{state.index} is locked by another program. Close that program and start again."

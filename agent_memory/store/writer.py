@@ -32,7 +32,7 @@ from agent_memory.kv_spec import KVSpec
 from agent_memory.metrics import Metrics
 from agent_memory.store import index as rows
 from agent_memory.store.agents import Recorded
-from agent_memory.store.catalog import Catalog
+from agent_memory.store.catalog import Catalog, Ticket
 from agent_memory.store.files import Bytes, flush_drive, move_into, sync_folder, write_new
 from agent_memory.store.format import BlockFile, encode
 from agent_memory.store.index import Index, Statement
@@ -53,7 +53,7 @@ class WriteBlock:
     block: Block
     payload: Bytes
     spec: KVSpec
-    ticket: int
+    ticket: Ticket
     on_written: OnWritten
 
 
@@ -84,8 +84,7 @@ class Barrier:
 
 
 Job = WriteBlock | RecordHead | DeleteBlock | Quarantine | Barrier
-_Written = dict[int, BlockFile]
-"""By ticket."""
+_Written = dict[Ticket, BlockFile]
 
 
 class Writer:
@@ -175,9 +174,9 @@ class Writer:
 
     def _write_files(self, jobs: list[WriteBlock]) -> _Written:
         written: _Written = {}
-        folders: dict[Path, list[int]] = {}
+        folders: dict[Path, list[Ticket]] = {}
         for job in jobs:
-            if self._catalog.wanted(job.block.hash, job.ticket):
+            if job.ticket not in written and self._catalog.wanted(job.ticket):
                 try:
                     written[job.ticket] = self._write_file(job)
                 except OSError as error:
@@ -191,7 +190,8 @@ class Writer:
             except OSError as error:
                 self._complain(error)
                 for ticket in tickets:
-                    self._remove(self._state.block_path(written.pop(ticket).block.hash))
+                    del written[ticket]
+                    self._remove(self._state.block_path(ticket.block_hash))
         if written:
             flush_drive(self._state.index)
         return written
@@ -226,7 +226,7 @@ class Writer:
             self._complain(error)
 
     def _settle(self, job: WriteBlock, file: BlockFile | None) -> None:
-        present = self._catalog.settle(job.block.hash, job.ticket, file)
+        present = self._catalog.settle(job.ticket, file)
         try:
             job.on_written(job.block.hash, present)
         except Exception:  # theirs; the other callbacks of the batch are still owed
@@ -249,7 +249,7 @@ def _changes(batch: list[Job], written: _Written) -> tuple[list[Statement], set[
     for job in batch:
         match job:
             case WriteBlock() if file := written.get(job.ticket):
-                statements.append(rows.put_block(file, job.ticket))
+                statements.append(rows.put_block(file, job.ticket.clock))
                 doomed.discard(job.block.hash)
             case RecordHead():
                 statements += map(rows.drop_head, job.recorded.gone)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from agent_memory.block import Block
+from agent_memory.block import Block, BlockHash
 from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
 from agent_memory.metrics import Metrics
 from agent_memory.store.block_store import BlockStore
@@ -37,41 +38,78 @@ def payload_of(spec: KVSpec) -> PayloadOf:
 
 
 class Opener:
-    """Opens stores on one directory, one after the other, each with metrics of its own."""
+    """Opens stores on one directory, one after the other, each with metrics of its own, and works
+    with the one that is open."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, spec: KVSpec, payload_of: PayloadOf) -> None:
         self.path = path
-        self._state: StateDir | None = None
-        self._store: BlockStore | None = None
+        self.spec = spec
+        self.payload_of = payload_of
         self.metrics = Metrics()
+        self._open: tuple[StateDir, BlockStore] | None = None
 
     @property
     def state(self) -> StateDir:
-        assert self._state is not None
-        return self._state
+        assert self._open is not None
+        return self._open[0]
+
+    @property
+    def store(self) -> BlockStore:
+        assert self._open is not None
+        return self._open[1]
 
     def open(self) -> BlockStore:
         self.close()
         self.metrics = Metrics()
-        self._state = StateDir.open(self.path)
-        self._store = BlockStore.open(self._state, self.metrics)
-        self._store.check()
-        return self._store
+        state = StateDir.open(self.path)
+        try:
+            store = BlockStore.open(state, self.metrics)
+        except BaseException:
+            state.close()
+            raise
+        self._open = state, store
+        store.check()
+        return store
 
     def close(self) -> None:
-        if self._store is not None:
-            assert self._store.close(10)
-        if self._state is not None:
-            self._state.close()
-        self._state = self._store = None
+        if self._open is not None:
+            assert self.store.close(10)
+            self.state.close()
+            self._open = None
+
+    def put(self, *blocks: Block) -> list[bool]:
+        """Put them and wait.  Whether each is present."""
+        told: SimpleQueue[tuple[BlockHash, bool]] = SimpleQueue()
+        for block in blocks:
+            self.store.put(block, self.payload_of(block), self.spec, lambda *a: told.put(a))
+        answers = dict(told.get(timeout=10) for _ in blocks)
+        return [answers[block.hash] for block in blocks]
+
+    def read(self, block: Block) -> bool:
+        """Whether it is read back.  What is read is right."""
+        told: SimpleQueue[tuple[Block, npt.NDArray[np.uint8] | None]] = SimpleQueue()
+        self.store.read(block, self.spec, lambda *a: told.put(a))
+        found, payload = told.get(timeout=10)
+        assert found == block
+        assert self.store.flush(10)  # what a bad file sets off
+        if payload is not None:
+            np.testing.assert_array_equal(payload, self.payload_of(block))
+        return payload is not None
+
+    def file(self, block: Block) -> Path:
+        name = block.hash.hex()
+        return self.path / "blocks" / name[:2] / f"{name}.safetensors"
+
+    def quarantined(self) -> list[str]:
+        """Names of blocks in quarantine."""
+        return [path.name[:64] for path in (self.path / "quarantine").glob("*.safetensors.*")]
 
     def metric(self, name: str, **labels: str) -> float:
-        value = self.metrics.registry.get_sample_value(f"agent_memory_{name}", labels)
-        return value or 0.0
+        return self.metrics.registry.get_sample_value(f"agent_memory_{name}", labels) or 0.0
 
 
 @pytest.fixture
-def opener(tmp_path: Path) -> Iterator[Opener]:
-    opener = Opener(tmp_path / "state")
+def opener(tmp_path: Path, spec: KVSpec, payload_of: PayloadOf) -> Iterator[Opener]:
+    opener = Opener(tmp_path / "state", spec, payload_of)
     yield opener
     opener.close()

@@ -19,14 +19,16 @@ from agent_memory.store.format import (
     MAX_HEADER_BYTES,
     BlockFile,
     Rejected,
-    describe_groups,
     decode,
+    describe_groups,
     encode,
     identify,
 )
 
 DOC = Path(__file__).parents[2] / "docs" / "format.md"
 F16 = TensorFormat(2, "F16")
+PACKED = TensorFormat(128, "BF16", bits=4, group_size=64)
+DENSE = TensorFormat(64, "BF16")
 
 
 def file_of(block: Block, payload: Bytes, spec: KVSpec) -> tuple[BlockFile, bytes]:
@@ -68,9 +70,9 @@ def test_the_bytes_in_the_document_are_the_bytes_written() -> None:
 @pytest.mark.parametrize(
     "group",
     [
-        LayerGroup("full", (0, 1), 8, *2 * [TensorFormat(128, "BF16", bits=4, group_size=64)]),
-        LayerGroup("window", (2, 3), 4, *2 * [TensorFormat(64, "BF16")], window=1024),
-        LayerGroup("latent", (0, 1), 1, TensorFormat(512, "BF16"), TensorFormat(64, "BF16")),
+        LayerGroup("full", (0, 1), 8, PACKED, PACKED),
+        LayerGroup("window", (2, 3), 4, DENSE, DENSE, window=1024),
+        LayerGroup("latent", (0, 1), 1, TensorFormat(512, "BF16"), DENSE),
         LayerGroup("recurrent", (4, 5), 16, TensorFormat(128, "F32"), TensorFormat(4, "BF16")),
     ],
     ids=lambda group: group.kind,
@@ -148,7 +150,7 @@ def test_refusals_name_what_differs(spec: KVSpec, block: Block, payload: Bytes) 
     assert refusal(flipped(len(raw) - 1), file, spec) == "checksum"
     assert refusal(raw, file, other_model) == "fingerprint"
     assert refusal(raw, file, rolled) == "fingerprint"
-    assert refusal(raw.replace(b'[2,1,100,8]', b'[1,2,100,8]'), file, spec) == "shape"
+    assert refusal(raw.replace(b"[2,1,100,8]", b"[1,2,100,8]"), file, spec) == "shape"
     assert refusal(raw, replace(file, block=sibling), spec) == "tokens"
     assert refusal(raw.replace(b"block/1", b"block/2"), file, spec) == "header"
     assert refusal(raw.replace(b'"format":', b'"format" '), file, spec) == "header"
@@ -227,9 +229,7 @@ def mutate(raw: bytes, how: str, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def test_of_2000_mutated_files_none_is_accepted(
-    spec: KVSpec, block: Block, payload: Bytes
-) -> None:
+def test_of_2000_mutated_files_none_is_accepted(spec: KVSpec, block: Block, payload: Bytes) -> None:
     file, raw = file_of(block, payload, spec)
     rng, reasons = random.Random(7), Counter[str]()
     for n in range(2000):
@@ -242,7 +242,7 @@ def test_of_2000_mutated_files_none_is_accepted(
 def test_a_mutated_file_is_never_identified_as_another_block(
     spec: KVSpec, block: Block, payload: Bytes
 ) -> None:
-    """Found without a row: what is adopted has the right tokens and data; `decode` sees the rest."""
+    """What is adopted has the right tokens and data; `decode` proves the rest."""
     file, raw = file_of(block, payload, spec)
     rng, identified = random.Random(8), 0
     for n in range(1000):

@@ -1,0 +1,370 @@
+"""The engine as the event loop sees it: a thread, its phase, and requests as streams of events.
+
+    STARTING ─► LOADING ─► READY ─► DRAINING ─► STOPPED
+                   └─────► FAILED ────┘
+
+The thread lives from `start` to `release`: it loads the model, steps while there is work, and stays
+for unloading and freeing, because MLX arrays must die where they were made.  Methods are for the
+event loop; what starts with an underscore and says so runs on the engine thread.
+"""
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import TypeVar
+
+import mlx.core as mx
+import structlog
+
+from agent_memory.config import Config
+from agent_memory.engine.mailbox import Mailbox, Stream
+from agent_memory.engine.memory import Memory
+from agent_memory.engine.scheduler import Scheduler
+from agent_memory.engine.step_loop import StepLoop
+from agent_memory.errors import (
+    AgentMemoryError,
+    BadRequest,
+    ContextLengthExceeded,
+    ModelRefused,
+    Unavailable,
+)
+from agent_memory.kvcache.block_pool import BlockPool
+from agent_memory.metrics import Metrics
+from agent_memory.model import loader
+from agent_memory.model.loader import LoadedModel
+from agent_memory.request import Event, Failed, Finished, GenerateRequest, SamplingParams
+from agent_memory.store.block_store import BlockStore
+
+MAX_RUNNING = 32
+MAX_ACTIVE = 256
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class Phase(StrEnum):
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the outside may know of the serving model.  `kv`: how its KV is kept."""
+
+    id: str
+    context_length: int
+    vocab_size: int
+    defaults: SamplingParams
+    kv: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """An agent's newest head by tier, and all it owns in bytes on disk."""
+
+    id: str
+    num_tokens: int
+    nbytes: int
+    tokens_in_memory: int
+    tokens_on_disk: int
+    last_used: float
+    heads: list[dict[str, object]]
+
+
+class LoadCancelled(AgentMemoryError):
+    pass
+
+
+class Engine:
+    def __init__(self, config: Config, store: BlockStore, metrics: Metrics) -> None:
+        self.model_id = config.model
+        self.phase = Phase.STARTING
+        self.progress: dict[str, object] = {}
+        self.failure: str | None = None
+        self.model: ModelInfo | None = None
+        self.num_active = 0
+        self._config = config
+        self._store = store
+        self._metrics = metrics
+        self._pool = BlockPool(config.pool_bytes)
+        self._mailbox = Mailbox()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._loaded: LoadedModel | None = None
+        self._steps: StepLoop | None = None  # engine thread
+        self._settled = asyncio.Event()  # loading has ended, well or not
+        self._leaving = False
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._mailbox.connect(loop)
+        self.phase = Phase.LOADING
+        self._thread.start()
+
+    async def wait_ready(self, timeout_s: float) -> ModelInfo:
+        """Raises Unavailable with the reason: loading, failed, draining."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._settled.wait()
+        except TimeoutError:
+            pass
+        if self.phase is Phase.READY and self.model is not None:
+            return self.model
+        if self.phase is Phase.LOADING:
+            raise Unavailable(
+                f"The model is still loading ({self.progress}). Try again shortly.",
+                reason="loading",
+                retry_after=10,
+            )
+        if self.phase is Phase.FAILED:
+            raise Unavailable(
+                f"The model could not be loaded: {self.failure}", reason="failed", retry_after=60
+            )
+        raise _draining()
+
+    def _run(self) -> None:
+        """The engine thread."""
+        try:
+            self._load()
+        except (AgentMemoryError, OSError, RuntimeError, ValueError) as error:
+            self._load_failed(error)
+        while not self._leaving:
+            command = self._mailbox.take(wait=not self._has_work())
+            while command is not None:
+                command()
+                del command
+                command = self._mailbox.take(wait=False)
+            if self._steps is not None and self._has_work():
+                self._steps.turn()
+
+    def _has_work(self) -> bool:
+        """Engine thread.  On the way to idleness every owner of state is checked."""
+        if self._steps is None or self.phase is Phase.STOPPED:
+            return False
+        if self._steps.has_work:
+            return True
+        self._steps.check()
+        return False
+
+    def _load(self) -> None:
+        """Engine thread."""
+        started = time.monotonic()
+
+        def progress(step: str) -> None:
+            if self.phase is not Phase.LOADING:
+                raise LoadCancelled("The server is shutting down.")
+            self.progress = {"step": step, "elapsed_s": round(time.monotonic() - started, 1)}
+            log.info("model_loading", model=self.model_id, **self.progress)
+
+        config = self._config
+        loaded = loader.load(self.model_id, config.kv_bits, config.kv_group_size, progress)
+        proven = loaded.proven
+        memory = Memory(
+            proven.spec, self._pool, self._store, self._metrics, self._mailbox.send
+        )
+        scheduler = Scheduler(config.step_tokens, MAX_RUNNING)
+        self._loaded = loaded
+        self._steps = StepLoop(loaded, memory, scheduler, self._mailbox, self._metrics)
+        self.model = ModelInfo(
+            id=self.model_id,
+            context_length=loaded.context_length,
+            vocab_size=proven.vocab_size,
+            defaults=loaded.defaults,
+            kv={
+                "bits": config.kv_bits,
+                "group_size": config.kv_group_size,
+                "bytes_per_token": proven.spec.bytes_per_token,
+                "mode": proven.mode,
+                "decode_reads": proven.read,
+                "fingerprint": proven.spec.fingerprint.hex()[:16],
+            },
+        )
+        log.info(
+            "model_ready",
+            model=self.model_id,
+            context_length=loaded.context_length,
+            load_s=round(time.monotonic() - started, 2),
+            self_test_difference=proven.worst_difference,
+            **self.model.kv,
+        )
+        self._load_settled(Phase.READY)
+
+    def _load_failed(self, error: Exception) -> None:
+        """Engine thread."""
+        self.failure = str(error)
+        if not isinstance(error, LoadCancelled):
+            known = isinstance(error, ModelRefused)
+            log.error("model_failed", reason=self.failure, exc_info=None if known else error)
+        self._load_settled(Phase.FAILED)
+
+    def _load_settled(self, phase: Phase) -> None:
+        """Engine thread.  A server that began to drain meanwhile stays draining."""
+        if self.phase is Phase.LOADING:
+            self.phase = phase
+        self._mailbox.on_loop(self._settled.set)
+
+    # ── requests ─────────────────────────────────────────────────────────────────────────────
+
+    async def tokenize(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        """The prompt of a conversation, made in a worker thread.  Raises BadRequest."""
+        assert self._loaded is not None
+        tokenizer = self._loaded.tokenizer
+        return tuple(await asyncio.to_thread(tokenizer.encode_chat, messages))
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        """Events of a request; closing the iterator cancels it.  Raises RequestError at once if it
+        cannot be served; what fails later comes as the event Failed."""
+        self._admissible(request)
+        assert self._steps is not None
+        stream, ended = Stream(), False
+        self.num_active += 1
+        try:
+            self._mailbox.send(partial(self._steps.submit, request, stream))
+            while not ended:
+                event = await stream.get()
+                ended = isinstance(event, Finished | Failed)
+                yield event
+        finally:
+            self.num_active -= 1
+            if not ended:
+                self._mailbox.send(partial(self._steps.cancel, request.id))
+
+    def _admissible(self, request: GenerateRequest) -> None:
+        if self.phase is not Phase.READY or self.model is None:
+            raise _draining()
+        if self.num_active >= MAX_ACTIVE:
+            raise Unavailable(
+                f"{self.num_active} requests are waiting or running, which is the limit.",
+                reason="queue_full",
+                retry_after=5,
+            )
+        if not request.prompt:
+            raise BadRequest("The prompt is empty.", param="messages")
+        if request.sampling.top_k > self.model.vocab_size:
+            raise BadRequest(
+                f"top_k is {request.sampling.top_k}, but the model knows only "
+                f"{self.model.vocab_size} tokens.",
+                param="top_k",
+            )
+        if len(request.prompt) >= self.model.context_length:
+            raise ContextLengthExceeded(len(request.prompt), self.model.context_length)
+
+    # ── agents: memory only, any thread ──────────────────────────────────────────────────────
+
+    def agents(self) -> list[AgentView]:
+        """Most recently used first."""
+        views = [self.agent(agent.id) for agent in self._store.agents.all()]
+        return sorted((v for v in views if v), key=lambda v: -v.last_used)
+
+    def agent(self, agent_id: str) -> AgentView | None:
+        agent = self._store.agents.get(agent_id)
+        if agent is None:
+            return None
+        newest = agent.heads[0]
+        owned = {block.hash for head in agent.heads for block in head.chain}
+        on_disk = [b for b in newest.chain if self._store.find(b.hash)]
+        in_memory = [b for b in newest.chain if b.hash in self._pool]
+        return AgentView(
+            id=agent.id,
+            num_tokens=newest.num_tokens,
+            nbytes=self._store.bytes_of(owned),
+            tokens_in_memory=sum(b.num_tokens for b in in_memory),
+            tokens_on_disk=sum(b.num_tokens for b in on_disk),
+            last_used=agent.last_used,
+            heads=[
+                {
+                    "tokens": head.num_tokens,
+                    "blocks": len(head.chain),
+                    "fingerprint": head.fingerprint.hex()[:16],
+                }
+                for head in agent.heads
+            ],
+        )
+
+    # ── the six stages, each called once, in this order ──────────────────────────────────────
+
+    def stop_admission(self) -> None:
+        """Stage 1.  Also ends a load under way at its next step."""
+        self.phase = Phase.DRAINING
+        self._settled.set()
+
+    async def drain(self, timeout_s: float, hurry: asyncio.Event) -> dict[str, int]:
+        """Stage 2: let requests finish, at most `timeout_s` or until `hurry`; then end the rest."""
+        at_first = self.num_active
+        deadline = time.monotonic() + timeout_s
+        while self.num_active and time.monotonic() < deadline and not hurry.is_set():
+            await asyncio.sleep(0.02)
+        steps = self._steps
+        ended = await self._on_thread(steps.end_all) if steps and self.num_active else 0
+        return {"finished": at_first - ended, "ended": ended}
+
+    async def persist(self, timeout_s: float) -> dict[str, int]:
+        """Stage 3: everything committed is on disk, the pool is empty, the store is closed."""
+        deadline = time.monotonic() + timeout_s
+        dirty = self._store.pending_bytes
+        flushed = await asyncio.to_thread(self._store.flush, timeout_s)
+        blocks, held = len(self._pool), await self._on_thread(self._evict)
+        closed = await asyncio.to_thread(self._store.close, deadline - time.monotonic() + 1.0)
+        if not (flushed and closed):
+            raise TimeoutError(f"{self._store.pending_bytes} bytes were not on disk in time")
+        return {"written_bytes": dirty, "evicted_blocks": blocks, "held_blocks": held}
+
+    def _evict(self) -> int:
+        """Engine thread."""
+        return self._pool.clear()
+
+    async def stop(self) -> dict[str, int]:
+        """Stage 4: the step loop ends; the thread stays for the next two stages."""
+        self.phase = Phase.STOPPED
+        await self._on_thread(lambda: None)
+        return {}
+
+    async def unload(self) -> dict[str, int]:
+        """Stage 5."""
+
+        def drop() -> None:
+            self._steps = None
+            self._loaded = None
+            gc.collect()
+
+        await self._on_thread(drop)
+        return {}
+
+    async def release(self, timeout_s: float) -> dict[str, int]:
+        """Stage 6: MLX gives its memory back, then the thread ends."""
+
+        def free() -> dict[str, int]:
+            self._leaving = True
+            mx.synchronize()
+            gc.collect()
+            gc.collect()
+            mx.clear_cache()
+            return {
+                "active_bytes": mx.get_active_memory(),
+                "cache_bytes": mx.get_cache_memory(),
+                "peak_bytes": mx.get_peak_memory(),
+            }
+
+        figures = await self._on_thread(free)
+        await asyncio.to_thread(self._thread.join, timeout_s)
+        if self._thread.is_alive():
+            raise TimeoutError("the engine thread did not end")
+        return figures
+
+    async def _on_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self._mailbox.call(function))
+
+
+def _draining() -> Unavailable:
+    return Unavailable(
+        "The server is shutting down. Try again in a moment.", reason="draining", retry_after=5
+    )

@@ -1,0 +1,270 @@
+"""What is remembered: finds a prompt's beginning in pool and store, brings it back, and commits.
+
+The one bridge between the block pool (host bytes in RAM), the block store (files) and sequences.
+Knows nothing of steps or HTTP.  Engine thread only; the store's threads answer through `post`.
+
+    match     the prompt's chain of full blocks in the pool, else in the store; then of the blocks
+              that follow the last match the one that shares most tokens: exact to the token
+    restore   payloads from pool and disk are written into one run, at most so many bytes a turn
+    commit    full blocks as they fill, the partial last one at the end of a turn
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, common_tokens, token_bytes
+from agent_memory.engine.sequence import Sequence, State
+from agent_memory.kv_spec import KVSpec
+from agent_memory.kvcache.block_pool import BlockPool
+from agent_memory.kvcache.run import Run, RunBuilder
+from agent_memory.kvcache.sequence_kv import SequenceKV
+from agent_memory.metrics import Metrics
+from agent_memory.store.block_store import BlockStore
+
+RESERVE_NEW_TOKENS = 512
+Post = Callable[[Callable[[], object]], None]
+RunKey = tuple[BlockHash, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The first `count` tokens of a remembered block, at position `start` of a prompt."""
+
+    block: Block
+    start: int
+    count: int
+
+
+@dataclass(eq=False, slots=True)
+class Restore:
+    """A run being put together.  `todo`: payloads that are here, and whether the pool holds them."""
+
+    spans: list[Span]
+    builder: RunBuilder
+    waiting: list[Sequence]
+    missing: int
+    from_disk: set[int]
+    failed: set[int] = field(default_factory=set)
+    todo: deque[tuple[int, np.ndarray, bool]] = field(default_factory=deque)
+
+    @property
+    def key(self) -> RunKey:
+        return run_key(self.spans)
+
+    @property
+    def usable(self) -> list[Span]:
+        return self.spans[: min(self.failed, default=len(self.spans))]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """Where a sequence's cached tokens came from."""
+
+    seq: Sequence
+    from_memory: int
+    from_disk: int
+
+
+def run_key(spans: list[Span]) -> RunKey:
+    return spans[-1].block.hash, spans[-1].start + spans[-1].count
+
+
+class Memory:
+    def __init__(
+        self, spec: KVSpec, pool: BlockPool, store: BlockStore, metrics: Metrics, post: Post
+    ) -> None:
+        self.spec = spec
+        self.pool = pool
+        self.store = store
+        self.metrics = metrics
+        self._post = post
+        self._runs: WeakValueDictionary[RunKey, Run] = WeakValueDictionary()
+        self._restores: dict[RunKey, Restore] = {}
+
+    # ── match ────────────────────────────────────────────────────────────────────────────────
+
+    def match(self, tokens: list[int]) -> list[Span]:
+        """What is remembered of `tokens`, but never the last one: its logits are wanted."""
+        data, spans, parent = token_bytes(tokens[:-1]), list[Span](), self.spec.fingerprint
+        step = 4 * BLOCK_TOKENS
+        for at in range(0, len(data) - step + 1, step):
+            block = self._find(Block.of(parent, data[at : at + step]))
+            if block is None:
+                break
+            spans.append(Span(block, at // 4, BLOCK_TOKENS))
+            parent = block.hash
+        rest = data[len(spans) * step : (len(spans) + 1) * step]
+        best = self._closest(parent, rest)
+        return [*spans, Span(best[0], len(spans) * BLOCK_TOKENS, best[1])] if best else spans
+
+    def _find(self, wanted: Block) -> Block | None:
+        """Token ids are compared too: a hash is only a name."""
+        found = self.pool.find(wanted.hash) or self.store.find(wanted.hash)
+        return found if found and found.tokens == wanted.tokens else None
+
+    def _closest(self, parent: BlockHash, rest: bytes) -> tuple[Block, int] | None:
+        """The child of `parent` sharing most leading tokens with `rest`; in RAM rather than not."""
+        best: tuple[Block, int] | None = None
+        for block in (*self.pool.children(parent), *self.store.children(parent)):
+            count = common_tokens(block.tokens, rest)
+            if count > (best[1] if best else 0):
+                best = block, count
+        return best
+
+    # ── restore ──────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, seq: Sequence) -> Restored | None:
+        """Give the sequence its KV now, or (None) when its blocks have been brought together."""
+        spans = self.match(seq.tokens)
+        if not spans:
+            return self._start(seq, None, [], set())
+        self.pool.use([span.block for span in spans])
+        self.store.touch([span.block.hash for span in spans])
+        if run := self._runs.get(run_key(spans)):
+            return self._start(seq, run, spans, set())
+        seq.move(State.RESTORING)
+        restore = self._restores.get(run_key(spans)) or self._open(spans)
+        restore.waiting.append(seq)
+        return None
+
+    def _open(self, spans: list[Span]) -> Restore:
+        length = spans[-1].start + spans[-1].count
+        absent = {i for i, span in enumerate(spans) if span.block.hash not in self.pool}
+        restore = Restore(spans, RunBuilder(self.spec, length), [], len(spans), absent)
+        self._restores[restore.key] = restore
+        for i, span in enumerate(spans):
+            if i in absent:
+                self._read(restore, i)
+            else:
+                self._landed(restore, i, self.pool.hold(span.block.hash), held=True)
+        return restore
+
+    def _read(self, restore: Restore, i: int) -> None:
+        def deliver(_block: Block, payload: np.ndarray | None) -> None:
+            self._post(lambda: self._landed_from_disk(restore, i, payload))
+
+        self.store.read(restore.spans[i].block, self.spec, deliver)
+
+    def _landed_from_disk(self, restore: Restore, i: int, payload: np.ndarray | None) -> None:
+        """A block that the full pool has no room for is used for this run and not kept."""
+        block = restore.spans[i].block
+        held = payload is not None and self.pool.put(block, payload)
+        self._landed(restore, i, self.pool.hold(block.hash) if held else payload, held=held)
+
+    def _landed(
+        self, restore: Restore, i: int, payload: np.ndarray | None, *, held: bool
+    ) -> None:
+        restore.missing -= 1
+        if payload is None:
+            restore.failed.add(i)
+        else:
+            restore.todo.append((i, payload, held))
+
+    @property
+    def can_advance(self) -> bool:
+        return any(r.todo or not r.missing for r in self._restores.values())
+
+    def advance(self, budget_bytes: int) -> list[Restored]:
+        """Write payloads that have landed into their runs; -> sequences that can compute now."""
+        ready: list[Restored] = []
+        for restore in list(self._restores.values()):
+            while restore.todo and budget_bytes > 0:
+                budget_bytes -= self._write(restore, *restore.todo.popleft())
+            if not restore.todo and not restore.missing:
+                ready += self._complete(restore)
+        return ready
+
+    def _write(self, restore: Restore, i: int, payload: np.ndarray, held: bool) -> int:
+        span = restore.spans[i]
+        restore.builder.write(span.start, span.count, span.block.num_tokens, payload)
+        if held:
+            self.pool.release(span.block.hash)
+        return payload.nbytes
+
+    def _complete(self, restore: Restore) -> list[Restored]:
+        del self._restores[restore.key]
+        spans, run = restore.usable, None
+        if spans:
+            run = restore.builder.finish(spans[-1].start + spans[-1].count)
+            self._runs[run_key(spans)] = run
+        waiting = [seq for seq in restore.waiting if seq.state is State.RESTORING]
+        return [self._start(seq, run, spans, restore.from_disk) for seq in waiting]
+
+    def _start(
+        self, seq: Sequence, run: Run | None, spans: list[Span], from_disk: set[int]
+    ) -> Restored:
+        reserve = len(seq.tokens) + min(seq.max_new, RESERVE_NEW_TOKENS)
+        seq.kv = SequenceKV(self.spec, run, reserve)
+        seq.chain = [span.block for span in spans if span.count == BLOCK_TOKENS]
+        seq.move(State.RUNNING)
+        disk = sum(span.count for i, span in enumerate(spans) if i in from_disk)
+        return Restored(seq, seq.kv.length - disk, disk)
+
+    # ── commit ───────────────────────────────────────────────────────────────────────────────
+
+    def commit_full(self, seq: Sequence) -> None:
+        """Blocks that have filled since the last call."""
+        while seq.num_kept - seq.num_committed >= BLOCK_TOKENS:
+            if not self._commit(seq, seq.num_committed + BLOCK_TOKENS):
+                return
+
+    def commit_turn(self, seq: Sequence) -> None:
+        """At the end of a turn, however it ended: everything that was computed, and whose it is."""
+        self.commit_full(seq)
+        if seq.num_committed < seq.num_kept:
+            self._commit(seq, seq.num_kept)
+        if not seq.chain:
+            return
+        for block in seq.chain:
+            self._persist(seq, block)
+        self.pool.use(seq.chain)
+        if seq.request.agent is not None:
+            for old in self.store.record(
+                seq.request.agent, self.spec.fingerprint, tuple(seq.chain)
+            ):
+                self.pool.drop(old.hash)
+
+    def _commit(self, seq: Sequence, end: int) -> bool:
+        """Copy out the tokens from the last commit to `end` as one block; False if the pool is full."""
+        assert seq.kv is not None
+        start = seq.num_committed
+        parent = seq.chain[-1].hash if seq.chain else self.spec.fingerprint
+        block = Block.of(parent, token_bytes(seq.tokens[start:end]))
+        if self._find(block) is None:
+            if not self.pool.put(block, seq.kv.copy_out(start, end)):
+                self.metrics.commits_skipped.inc()
+                return False
+            self.metrics.blocks_committed.inc()
+        seq.chain.append(block)
+        self._persist(seq, block)
+        return True
+
+    def _persist(self, seq: Sequence, block: Block) -> None:
+        """Short one-shots of nobody stay in RAM; everything else goes to disk at once."""
+        if seq.request.agent is None and seq.num_kept < BLOCK_TOKENS:
+            return
+        known = self.store.find(block.hash) is not None or self.store.pending(block.hash)
+        if known or block.hash not in self.pool:
+            return
+
+        def written(block_hash: BlockHash, _ok: bool) -> None:
+            self._post(lambda: self.pool.release(block_hash))
+
+        self.store.put(block, self.pool.hold(block.hash), self.spec, written)
+
+    # ── the end ──────────────────────────────────────────────────────────────────────────────
+
+    def forget_restores(self, seq: Sequence) -> None:
+        """The sequence no longer waits; a restore that nobody waits for still completes, unused."""
+        for restore in self._restores.values():
+            if seq in restore.waiting:
+                restore.waiting.remove(seq)
+
+    def check(self) -> None:
+        self.pool.check()
+        for key, restore in self._restores.items():
+            assert key == restore.key and 0 <= restore.missing <= len(restore.spans)

@@ -1,0 +1,132 @@
+"""One request being computed: its tokens, its KV and where it stands.
+
+Knows what has been computed of it and what is still to do.  Knows nothing of other sequences, of
+MLX calls or of clocks.  Engine thread only.
+
+    WAITING ──► RESTORING ──► RUNNING ──► FINISHED
+       ▲            │            │
+       └────────────┴────────────┘   after a failed step: what was committed is matched again
+
+    tokens      0 ....... num_prompt ....... len(tokens)        known: prompt and what was generated
+    KV          0 ........................... kv.length         computed, or in a step under way
+    committed   0 .......... num_committed                      copied out as blocks of `chain`
+
+A step under way may have sampled one token more that is not known yet (`in_flight`), so
+
+    to_compute = len(tokens) + in_flight - kv.length     1: decode;  more: prompt to prefill
+
+Invariants: num_committed <= kv.length <= len(tokens) + in_flight while no second step is launched;
+nothing leaves FINISHED.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+
+from agent_memory.block import BLOCK_TOKENS, Block
+from agent_memory.engine.mailbox import Stream
+from agent_memory.kvcache.sequence_kv import SequenceKV
+from agent_memory.model.sampler import Draw
+from agent_memory.model.tokenizer import StopMatcher, TextStream
+from agent_memory.request import FinishReason, GenerateRequest
+
+
+class State(StrEnum):
+    WAITING = "waiting"
+    RESTORING = "restoring"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+TRANSITIONS = {
+    State.WAITING: {State.RESTORING, State.RUNNING, State.FINISHED},
+    State.RESTORING: {State.RUNNING, State.WAITING, State.FINISHED},
+    State.RUNNING: {State.WAITING, State.FINISHED},
+    State.FINISHED: set(),
+}
+
+
+class Sequence:
+    def __init__(
+        self,
+        request: GenerateRequest,
+        stream: Stream,
+        max_new: int,
+        draw: Callable[[int], Draw],
+        end_of_turn: frozenset[int],
+        text: TextStream,
+    ) -> None:
+        assert request.prompt and max_new > 0
+        self.request = request
+        self.stream = stream
+        self.max_new = max_new
+        self.draw = draw
+        self.end_of_turn = end_of_turn
+        self.text = text
+        self.stop = StopMatcher(request.stop)
+        self.state = State.WAITING
+        self.tokens = list(request.prompt)
+        self.in_flight = 0
+        self.kv: SequenceKV | None = None
+        self.chain: list[Block] = []
+        self.finish_reason: FinishReason | None = None
+        self.started = False  # its Started event has been sent
+        self.alone = False  # accused of a failed step: computed by itself until cleared
+        self.accusations = 0
+
+    def move(self, state: State) -> None:
+        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
+        self.state = state
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_committed(self) -> int:
+        """Only the last block of a chain may be partial."""
+        full = BLOCK_TOKENS * len(self.chain)
+        return full - BLOCK_TOKENS + self.chain[-1].num_tokens if self.chain else 0
+
+    @property
+    def to_compute(self) -> int:
+        """Tokens whose KV must still be computed before the next one can be sampled."""
+        if self.kv is None or self.num_generated + self.in_flight >= self.max_new:
+            return 0
+        return len(self.tokens) + self.in_flight - self.kv.length
+
+    @property
+    def num_kept(self) -> int:
+        """Leading tokens that are known and whose KV is computed: what can be remembered."""
+        return min(self.kv.length, len(self.tokens)) if self.kv else 0
+
+    def accept(self, token: int) -> str:
+        """Take a sampled token -> the text that is final with it.  May set `finish_reason`."""
+        assert self.in_flight == 1
+        self.in_flight = 0
+        self.tokens.append(token)
+        if token in self.end_of_turn:
+            self.finish_reason = FinishReason.STOP
+            return self.stop.rest()
+        text = self.stop.add(self.text.add(token))
+        if self.stop.hit:
+            self.finish_reason = FinishReason.STOP
+        elif self.num_generated >= self.max_new:
+            self.finish_reason = FinishReason.LENGTH
+            text += self.stop.rest()
+        return text
+
+    def rewind(self) -> None:
+        """Back to waiting with everything known; what was computed and not committed is lost."""
+        self.move(State.WAITING)
+        self.in_flight = 0
+        self.kv = None
+        self.chain = []
+
+    def check(self) -> None:
+        if self.kv is not None and self.state is State.RUNNING:
+            assert self.num_committed <= self.kv.length <= len(self.tokens) + self.in_flight
+            self.kv.check()

@@ -1,0 +1,268 @@
+"""What the engine thread does with a loaded model, one turn after another.
+
+    a turn    admit and restore  ·  launch the next step  ·  settle the one before
+
+A step is launched before the tokens of the last one are read: while the device computes, Python
+prepares.  So a sequence that turns out to have ended is in one more step, which computed the KV of
+its last token and sampled one that nobody takes.
+
+A step that raises ends at most one request.  Everyone in it is accused: rewound to what was
+committed and computed once alone; who raises alone is at fault.  Those who were only in the step
+behind it are rewound, not accused.  Engine thread only.
+"""
+
+import secrets
+import time
+from dataclasses import dataclass
+
+import mlx.core as mx
+import structlog
+
+from agent_memory.engine.mailbox import Mailbox, Stream
+from agent_memory.engine.memory import Memory, Restored
+from agent_memory.engine.scheduler import Scheduler, Work
+from agent_memory.engine.sequence import Sequence, State
+from agent_memory.errors import EngineFailed
+from agent_memory.metrics import Metrics
+from agent_memory.model.loader import LoadedModel
+from agent_memory.model.runner import Job
+from agent_memory.model.sampler import draw_for, sample
+from agent_memory.request import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerateRequest,
+    Started,
+)
+
+RESTORE_BYTES_PER_TURN = 64 << 20
+MAX_ACCUSATIONS = 3
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Flight:
+    """A launched step.  `rows[seq]` is the row of `tokens` with its sampled token."""
+
+    seqs: list[Sequence]
+    rows: dict[Sequence, int]
+    tokens: mx.array
+
+
+class StepLoop:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        memory: Memory,
+        scheduler: Scheduler,
+        mailbox: Mailbox,
+        metrics: Metrics,
+    ) -> None:
+        self.loaded = loaded
+        self.memory = memory
+        self.scheduler = scheduler
+        self._mailbox = mailbox
+        self._metrics = metrics
+        self._flight: Flight | None = None
+        self._submitted: dict[Sequence, float] = {}  # until the first token, for its time
+
+    # ── requests come and go ─────────────────────────────────────────────────────────────────
+
+    def submit(self, request: GenerateRequest, stream: Stream) -> None:
+        """The request has been validated: its prompt fits and its parameters are in range."""
+        room = self.loaded.context_length - len(request.prompt)
+        seed = request.sampling.seed
+        seq = Sequence(
+            request,
+            stream,
+            max_new=min(request.max_tokens or room, room),
+            draw=draw_for(
+                request.sampling,
+                secrets.randbits(63) if seed is None else seed,
+                self.loaded.proven.vocab_size,
+            ),
+            end_of_turn=self.loaded.tokenizer.end_of_turn,
+            text=self.loaded.tokenizer.stream(),
+        )
+        self._submitted[seq] = time.monotonic()
+        self._metrics.prompt_tokens.inc(seq.num_prompt)
+        self.scheduler.add(seq)
+
+    def cancel(self, request_id: str) -> None:
+        for seq in list(self.scheduler):
+            if seq.request.id == request_id:
+                self._finish(seq, FinishReason.CANCELLED)
+
+    def end_all(self) -> int:
+        """Every request gets its last event now, and what was computed of it is committed."""
+        left = list(self.scheduler)
+        for seq in left:
+            self._finish(seq, FinishReason.SHUTDOWN)
+        self._flight = None
+        self._mailbox.flush()
+        return len(left)
+
+    # ── a turn ───────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def has_work(self) -> bool:
+        """False: nothing changes until a command comes (a request, or a block from the disk)."""
+        return (
+            self._flight is not None
+            or bool(self.scheduler.waiting)
+            or self.memory.can_advance
+            or any(seq.state is State.RUNNING for seq in self.scheduler.admitted)
+        )
+
+    def turn(self) -> None:
+        self._admit()
+        for restored in self.memory.advance(RESTORE_BYTES_PER_TURN):
+            self._begin(restored)
+        work = self.scheduler.next_step()
+        launched = self._launch(work) if work else None
+        last, self._flight = self._flight, launched
+        if last is not None and not self._settle(last) and launched is not None:
+            self._rewind(launched.seqs)
+            self._flight = None
+        self._metrics.running.set(len(self.scheduler.admitted))
+        self._metrics.waiting.set(len(self.scheduler.waiting))
+        self._metrics.pool_bytes.set(self.memory.pool.num_bytes)
+        self._mailbox.flush()
+
+    def _admit(self) -> None:
+        while seq := self.scheduler.admit():
+            if restored := self.memory.begin(seq):
+                self._begin(restored)
+
+    def _begin(self, restored: Restored) -> None:
+        seq = restored.seq
+        if seq.started:
+            return  # it was rewound; what it is told it was told
+        seq.started = True
+        cached = restored.from_memory + restored.from_disk
+        self._metrics.cached_tokens.labels("memory").inc(restored.from_memory)
+        self._metrics.cached_tokens.labels("disk").inc(restored.from_disk)
+        self._emit(
+            seq, Started(seq.num_prompt, cached, restored.from_memory, restored.from_disk)
+        )
+
+    def _launch(self, work: list[Work]) -> Flight | None:
+        seqs = [w.seq for w in work]
+        try:
+            logits = self.loaded.runner.forward([self._job(w) for w in work])
+            sampling = [w.seq for w in work if w.samples]
+            if sampling:
+                tokens = sample(logits, [s.draw(len(s.tokens) + s.in_flight) for s in sampling])
+            else:
+                tokens = logits  # nothing is wanted, but everything must be computed
+            mx.async_eval(tokens)
+        except Exception as error:
+            self._accuse(seqs, error)
+            return None
+        self._metrics.steps.inc()
+        for seq in sampling:
+            seq.in_flight += 1
+        return Flight(seqs, {seq: row for row, seq in enumerate(sampling)}, tokens)
+
+    def _job(self, work: Work) -> Job:
+        """The rows' token ids; a decode row's may still be on its way out of the last step."""
+        seq, count, samples = work
+        assert seq.kv is not None
+        start = seq.kv.length
+        if start < len(seq.tokens):
+            return Job(seq.kv, seq.tokens[start : start + count], int(samples))
+        assert self._flight is not None and count == 1
+        row = self._flight.rows[seq]
+        return Job(seq.kv, self._flight.tokens[row : row + 1], int(samples))
+
+    def _settle(self, flight: Flight) -> bool:
+        """Read the sampled tokens and pass them on; False if the step turns out to have failed."""
+        try:
+            mx.eval(flight.tokens)
+            tokens = flight.tokens.tolist() if flight.rows else []
+            for seq in flight.seqs:
+                if seq.state is State.RUNNING:
+                    seq.alone = False
+                    self._advance(seq, tokens[flight.rows[seq]] if seq in flight.rows else None)
+        except Exception as error:
+            self._accuse(flight.seqs, error)
+            return False
+        return True
+
+    def _advance(self, seq: Sequence, token: int | None) -> None:
+        if token is not None:
+            text = seq.accept(token)
+            self._metrics.generated_tokens.inc()
+            if submitted := self._submitted.pop(seq, None):
+                self._metrics.time_to_first_token.observe(time.monotonic() - submitted)
+            if text:
+                self._emit(seq, Delta(text, seq.num_generated))
+            if seq.finish_reason:
+                self._finish(seq, seq.finish_reason)
+                return
+        self.memory.commit_full(seq)
+
+    # ── endings ──────────────────────────────────────────────────────────────────────────────
+
+    def _finish(self, seq: Sequence, reason: FinishReason) -> None:
+        """Told first, then remembered: nobody waits for the copy."""
+        self._emit(seq, Finished(reason, seq.num_generated))
+        self._mailbox.flush()
+        self._leave(seq, reason)
+        if seq.kv is not None:
+            try:
+                self.memory.commit_turn(seq)
+            except Exception:
+                log.exception("commit_failed", request_id=seq.request.id)
+        seq.kv = None
+
+    def _leave(self, seq: Sequence, reason: str) -> None:
+        self.memory.forget_restores(seq)
+        self.scheduler.remove(seq)
+        self._submitted.pop(seq, None)
+        seq.move(State.FINISHED)
+        self._metrics.requests.labels(reason).inc()
+
+    def _accuse(self, seqs: list[Sequence], error: Exception) -> None:
+        self._metrics.step_failures.inc()
+        running = [seq for seq in seqs if seq.state is State.RUNNING]
+        ids = [seq.request.id for seq in running]
+        log.error("step_failed", request_ids=ids, exc_info=error)
+        for seq in running:
+            seq.accusations += 1
+            if len(running) == 1 or seq.accusations >= MAX_ACCUSATIONS:
+                self._fail(seq)
+            else:
+                seq.alone = True
+        self._rewind(running)
+
+    def _rewind(self, seqs: list[Sequence]) -> None:
+        for seq in seqs:
+            if seq.state is State.RUNNING:
+                seq.rewind()
+                self.scheduler.readmit(seq)
+
+    def _fail(self, seq: Sequence) -> None:
+        self._emit(
+            seq,
+            Failed(
+                EngineFailed(
+                    "Computing this request failed; the server goes on. The log names the error "
+                    f"under request id {seq.request.id}."
+                )
+            ),
+        )
+        self._leave(seq, "failed")
+        seq.kv = None
+
+    def _emit(self, seq: Sequence, event: Event) -> None:
+        self._mailbox.emit(seq.stream, event)
+
+    def check(self) -> None:
+        self.scheduler.check()
+        self.memory.check()
+        for seq in self.scheduler:
+            seq.check()

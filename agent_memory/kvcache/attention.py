@@ -1,0 +1,165 @@
+"""Attention of a step's rows over run + tail, in the place of mlx-lm's own.
+
+In a step every token is a row: the model sees ids of shape [rows, 1] and one position per row.
+Only here rows are told apart by sequence.  Decode rows come first, one per sequence; then come
+prefill chunks, several consecutive rows of one sequence each.
+
+    rows   0   1   2 │ 3 4 5 6 7 │ 8 9          K and V of all rows are packed first and appended to
+           A   B   C │  chunk D  │  E           the tails; what attention then reads is what is kept.
+
+A decode row attends to each part by itself and the results are merged by their log-sum-exp, in
+float32 whatever the model's type (as in FlashDecoding, Dao et al. 2023):
+
+    out = sum_p w_p * out_p,   w = softmax over parts of lse_p
+
+A chunk reads its parts dense and concatenated, through the fused kernel.  Engine thread only.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from agent_memory.errors import ModelRefused
+from agent_memory.kv_spec import LayerGroup
+from agent_memory.kvcache.packing import Packed, dense, pack, scores, weighted
+from agent_memory.kvcache.sequence_kv import SequenceKV, joined
+from agent_memory.kvcache.tail import Part
+
+Read = Literal["packed", "dense"]
+ATTENTION = "scaled_dot_product_attention"
+
+
+class Member(NamedTuple):
+    """`num_rows` consecutive rows of a step belong to this sequence."""
+
+    kv: SequenceKV
+    num_rows: int
+
+
+class Rows:
+    """Stands where a layer's cache stands in the model, for one forward.
+
+    It also travels as `keys` and `values`, so that attention recognizes its own calls by type, also
+    in layers that borrow another layer's KV.
+    """
+
+    def __init__(
+        self, layer: int, group: LayerGroup, members: Sequence[Member], offset: mx.array, read: Read
+    ) -> None:
+        self.layer = layer
+        self.group = group
+        self.members = members
+        self.offset = offset
+        self.read = read
+
+    def make_mask(self, *_args: object, **_kwargs: object) -> None:
+        return None
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple["Rows", "Rows"]:
+        """keys, values: [rows, kv_heads, 1, dim]."""
+        k, v = pack(keys, self.group.k), pack(values, self.group.v)
+        row = 0
+        for kv, count in self.members:
+            kv.tails[self.layer].append(_span(k, row, count), _span(v, row, count))
+            row += count
+        return self, self
+
+    def keys_and_values(self) -> tuple["Rows", "Rows"]:
+        return self, self
+
+    def attend(self, queries: mx.array, scale: float) -> mx.array:
+        """queries [rows, heads, 1, dim] -> [rows, heads, 1, v_dim]."""
+        out, row = [], 0
+        for kv, count in self.members:
+            q, parts = queries[row : row + count], kv.parts(self.layer)
+            out.append(self._decode(q, parts, scale) if count == 1 else self._chunk(q, parts, scale))
+            row += count
+        if row < queries.shape[0]:  # rows that only pad the step
+            out.append(mx.zeros((queries.shape[0] - row, *out[0].shape[1:]), dtype=out[0].dtype))
+        return out[0] if len(out) == 1 else mx.concatenate(out)
+
+    def _chunk(self, q: mx.array, parts: list[Part], scale: float) -> mx.array:
+        k, v = self._dense(parts)
+        out = mx.fast.scaled_dot_product_attention(
+            q.transpose(2, 1, 0, 3), k, v, scale=scale, mask="causal"
+        )
+        return out.transpose(2, 1, 0, 3)
+
+    def _decode(self, q: mx.array, parts: list[Part], scale: float) -> mx.array:
+        if self.read == "dense" or (len(parts) == 1 and self.group.k.bits is None):
+            k, v = self._dense(parts)
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+        _, heads, _, dim = q.shape
+        q = (q * scale).reshape(1, self.group.kv_heads, -1, dim)  # query heads of one KV head
+        out = merge([self._over(q, part) for part in parts])
+        return out.reshape(1, heads, 1, -1)
+
+    def _over(self, q: mx.array, part: Part) -> tuple[mx.array, mx.array]:
+        """-> (attention over this part alone, its log-sum-exp)."""
+        s = scores(q, part.k, self.group.k).astype(mx.float32)
+        lse = mx.logsumexp(s, axis=-1, keepdims=True)
+        return weighted(mx.exp(s - lse).astype(q.dtype), part.v, self.group.v), lse
+
+    def _dense(self, parts: list[Part]) -> tuple[mx.array, mx.array]:
+        return (
+            joined([dense(part.k, self.group.k) for part in parts]),
+            joined([dense(part.v, self.group.v) for part in parts]),
+        )
+
+
+def _span(packed: Packed, row: int, count: int) -> Packed:
+    """Rows [n, heads, 1, width] of one sequence -> [1, heads, n, width]."""
+    rows = tuple(x[row : row + count] for x in packed)
+    return rows if count == 1 else tuple(x.transpose(2, 1, 0, 3) for x in rows)
+
+
+def merge(parts: list[tuple[mx.array, mx.array]]) -> mx.array:
+    """parts: (out [.., m, dim], lse [.., m, 1]) each -> [.., m, dim]."""
+    if len(parts) == 1:
+        return parts[0][0]
+    weights = mx.softmax(mx.concatenate([lse for _, lse in parts], axis=-1), axis=-1)
+    out = [o * weights[..., i : i + 1].astype(o.dtype) for i, (o, _) in enumerate(parts)]
+    return sum(out[1:], start=out[0])
+
+
+def install(model: Module) -> list[str]:
+    """Put our dispatch into every module that defines a class of this model; returns their names.
+
+    A model's attention may live in another model's file (qwen3_5 uses qwen3_next's), so the classes
+    are asked, not the file.
+    """
+    names = {c.__module__ for m in model.modules() for c in type(m).__mro__}
+    found = sorted(n for n in names if hasattr(sys.modules[n], ATTENTION))
+    for name in found:
+        original = getattr(sys.modules[name], ATTENTION)
+        if not isinstance(original, Dispatch):
+            setattr(sys.modules[name], ATTENTION, Dispatch(original))
+    return found
+
+
+class Dispatch:
+    """mlx-lm's attention function, but for calls whose keys are ours."""
+
+    def __init__(self, original: Callable[..., mx.array]) -> None:
+        self.original = original
+
+    def __call__(
+        self,
+        queries: mx.array,
+        keys: mx.array | Rows,
+        values: mx.array | Rows,
+        cache: object = None,
+        scale: float = 1.0,
+        mask: mx.array | str | None = None,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        if not isinstance(keys, Rows):
+            return self.original(
+                queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
+            )
+        if sinks is not None:
+            raise ModelRefused("This model has attention sinks, which are not supported yet.")
+        return keys.attend(queries, scale)

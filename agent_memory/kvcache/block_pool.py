@@ -1,0 +1,132 @@
+"""The memory tier: payloads of blocks as host bytes, within a fixed budget.
+
+Knows which blocks are here, who holds them and which may go.  Knows nothing of MLX, files or
+sequences.  Engine thread only; `num_bytes` and `find` may be read from any thread.
+
+    held      ref_count > 0: being copied into a run, or waiting to be written.  Never evicted.
+    idle      ref_count = 0: evicted when room is needed, least recently used first, and never
+              before its children: a chain without its beginning is of no use to anyone.
+
+Invariants: num_bytes is the sum of the payloads and at most the budget; `children` mirrors the
+blocks' parents exactly.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent_memory.block import Block, BlockHash
+
+
+@dataclass(slots=True)
+class Slot:
+    block: Block
+    payload: np.ndarray
+    ref_count: int = 0
+
+
+class BlockPool:
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.num_bytes = 0
+        self._slots: OrderedDict[BlockHash, Slot] = OrderedDict()  # least recently used first
+        self._children: dict[BlockHash, set[BlockHash]] = {}
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, block_hash: object) -> bool:
+        return block_hash in self._slots
+
+    def find(self, block_hash: BlockHash) -> Block | None:
+        slot = self._slots.get(block_hash)
+        return slot.block if slot else None
+
+    def children(self, parent: BlockHash) -> list[Block]:
+        return [self._slots[h].block for h in self._children.get(parent, ())]
+
+    def put(self, block: Block, payload: np.ndarray) -> bool:
+        """False when idle blocks cannot make enough room; then nothing was evicted in vain."""
+        if block.hash in self._slots:
+            return True
+        if not self._make_room(payload.nbytes):
+            return False
+        self._slots[block.hash] = Slot(block, payload)
+        self._children.setdefault(block.parent, set()).add(block.hash)
+        self.num_bytes += payload.nbytes
+        self._use_ancestors(block)
+        return True
+
+    def use(self, chain: Iterable[Block]) -> None:
+        """Mark as just used, parents last, so that leaves go before what they build on."""
+        for block in reversed(list(chain)):
+            if block.hash in self._slots:
+                self._slots.move_to_end(block.hash)
+
+    def _use_ancestors(self, block: Block) -> None:
+        parent = self._slots.get(block.parent)
+        while parent:
+            self._slots.move_to_end(parent.block.hash)
+            parent = self._slots.get(parent.block.parent)
+
+    def hold(self, block_hash: BlockHash) -> np.ndarray:
+        slot = self._slots[block_hash]
+        slot.ref_count += 1
+        return slot.payload
+
+    def release(self, block_hash: BlockHash) -> None:
+        slot = self._slots[block_hash]
+        assert slot.ref_count > 0
+        slot.ref_count -= 1
+
+    def drop(self, block_hash: BlockHash) -> None:
+        """Forget an idle block at once; one that is absent or held stays as it is."""
+        slot = self._slots.get(block_hash)
+        if slot and slot.ref_count == 0:
+            self._remove(slot)
+
+    def clear(self) -> int:
+        """Forget every block, at the end of the process; returns how many were still held."""
+        held = sum(slot.ref_count > 0 for slot in self._slots.values())
+        self._slots.clear()
+        self._children.clear()
+        self.num_bytes = 0
+        return held
+
+    def _make_room(self, nbytes: int) -> bool:
+        over = self.num_bytes + nbytes - self.budget_bytes
+        if over <= 0:
+            return True
+        victims: dict[BlockHash, Slot] = {}
+        for slot in self._slots.values():
+            if slot.ref_count == 0 and self._children_of(slot) <= victims.keys():
+                victims[slot.block.hash] = slot
+                over -= slot.payload.nbytes
+                if over <= 0:
+                    break
+        if over > 0:
+            return False
+        for slot in victims.values():
+            self._remove(slot)
+        return True
+
+    def _children_of(self, slot: Slot) -> set[BlockHash]:
+        return self._children.get(slot.block.hash, set())
+
+    def _remove(self, slot: Slot) -> None:
+        del self._slots[slot.block.hash]
+        siblings = self._children[slot.block.parent]
+        siblings.discard(slot.block.hash)
+        if not siblings:
+            del self._children[slot.block.parent]
+        self.num_bytes -= slot.payload.nbytes
+
+    def check(self) -> None:
+        assert self.num_bytes == sum(s.payload.nbytes for s in self._slots.values())
+        assert self.num_bytes <= self.budget_bytes
+        for block_hash, slot in self._slots.items():
+            assert slot.block.hash == block_hash and slot.ref_count >= 0
+            assert block_hash in self._children[slot.block.parent]
+        assert sum(map(len, self._children.values())) == len(self._slots)

@@ -1,0 +1,71 @@
+"""The KV of one sequence: run + tail.
+
+    positions  0 ........ run.length ........ length
+               └─ run ──┘└────── tail ──────┘
+               read-only, shared              our own, growing
+
+Knows how to hand out the parts of a layer and how to copy a span out as a payload.  Engine thread
+only.
+"""
+
+import mlx.core as mx
+import numpy as np
+
+from agent_memory.kv_spec import KVSpec, LayerGroup
+from agent_memory.kvcache.run import Run, host
+from agent_memory.kvcache.tail import Part, Tail
+
+
+class SequenceKV:
+    def __init__(self, spec: KVSpec, run: Run | None = None, reserve: int = 0) -> None:
+        """`reserve`: total tokens to make room for at the first append."""
+        self.spec = spec
+        self.run = run
+        self.length = run.length if run else 0
+        room = max(0, reserve - self.length)
+        self.tails = {layer: Tail(self.length, room) for g in spec.groups for layer in g.layers}
+
+    def parts(self, layer: int) -> list[Part]:
+        tail = self.tails[layer]
+        own = [tail.part()] if tail.used else []
+        return [self.run.parts[layer], *own] if self.run else own
+
+    def copy_out(self, lo: int, hi: int) -> np.ndarray:
+        """The payload of positions [lo, hi): host bytes of their own."""
+        assert 0 <= lo < hi <= self.length
+        arrays: dict[str, mx.array] = {}
+        for g, group in enumerate(self.spec.groups):
+            arrays |= self._gather(g, group, lo, hi)
+        mx.eval(list(arrays.values()))
+        payload = np.empty(self.spec.payload_bytes(hi - lo), dtype=np.uint8)
+        for slot in self.spec.slots(hi - lo):
+            slot.view(payload)[...] = host(arrays[slot.name])
+        return payload
+
+    def _gather(self, g: int, group: LayerGroup, lo: int, hi: int) -> dict[str, mx.array]:
+        """Each stored tensor of the group as [layers, heads, hi - lo, width]."""
+        spans = [
+            [part.cut(lo, hi) for part in self.parts(layer) if part.start < hi and part.end > lo]
+            for layer in group.layers
+        ]
+        out: dict[str, mx.array] = {}
+        for side, form in (("k", group.k), ("v", group.v)):
+            for j, (name, _, _) in enumerate(form.tensors()):
+                rows = [joined([getattr(part, side)[j] for part in span]) for span in spans]
+                out[f"{g}.{side}.{name}"] = mx.concatenate(rows, axis=0)
+        return out
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tails; a run is counted once, by whoever keeps the runs."""
+        return sum(tail.nbytes for tail in self.tails.values())
+
+    def check(self) -> None:
+        start = self.run.length if self.run else 0
+        for tail in self.tails.values():
+            assert tail.start == start and tail.start + tail.used == self.length
+
+
+def joined(arrays: list[mx.array]) -> mx.array:
+    """Along tokens."""
+    return arrays[0] if len(arrays) == 1 else mx.concatenate(arrays, axis=2)

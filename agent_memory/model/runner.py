@@ -1,0 +1,122 @@
+"""Runs steps: rows of many sequences through the model in one forward.  The only caller of the model.
+
+Knows rows, positions and logits.  Knows nothing of requests, text or why a sequence is in a step.
+Engine thread only.
+
+    jobs    A: 1 token   B: 1 token   C: 5 tokens of its prompt    (decode rows first)
+    model   ids [7, 1], positions [7] -> hidden [7, 1, h] -> head on the wanted rows only
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx.nn.layers.linear import Linear
+
+from agent_memory.kv_spec import KVSpec, LayerGroup
+from agent_memory.kvcache.attention import Member, Read, Rows
+from agent_memory.kvcache.sequence_kv import SequenceKV
+
+
+@dataclass(slots=True)
+class Job:
+    """One sequence's rows in a step: `tokens` are ids, or a [1] array still being computed.
+
+    The logits of the last `num_logits` of them are wanted.
+    """
+
+    kv: SequenceKV
+    tokens: Sequence[int] | mx.array
+    num_logits: int = 1
+
+    @property
+    def count(self) -> int:
+        return self.tokens.size if isinstance(self.tokens, mx.array) else len(self.tokens)
+
+
+class HeadCut:
+    """Lets a model's trunk return only the rows whose logits are wanted.
+
+    mlx-lm models compute trunk, then head; without this the head, up to a fifth of a small model's
+    work, would run on every prompt row.  The trunk's class is replaced by a subclass that gathers.
+    """
+
+    def __init__(self, model: Module) -> None:
+        self.rows: mx.array | None = None
+        trunk = getattr(model, "model", None)
+        self.works = isinstance(trunk, Module)
+        if isinstance(trunk, Module):
+            trunk.__class__ = self._subclass(type(trunk))
+
+    def _subclass(self, base: type[Module]) -> type[Module]:
+        def call(trunk: Module, *args: object, **kwargs: object) -> mx.array:
+            hidden: mx.array = base.__call__(trunk, *args, **kwargs)
+            return hidden if self.rows is None else hidden[self.rows]
+
+        return type(base.__name__, (base,), {"__call__": call, "__module__": base.__module__})
+
+
+class Runner:
+    def __init__(
+        self, model: Module, spec: KVSpec, head: HeadCut, read: Read, min_rows: int = 1
+    ) -> None:
+        """Steps of fewer than `min_rows` are padded with rows that belong to nobody."""
+        self.model = model
+        self.min_rows = min_rows
+        self.spec = spec
+        self.read = read
+        self._head = head
+        layers = [(layer, group) for group in spec.groups for layer in group.layers]
+        self.layers: list[tuple[int, LayerGroup]] = sorted(layers, key=lambda pair: pair[0])
+        assert [layer for layer, _ in self.layers] == list(range(len(layers)))
+
+    def forward(self, jobs: Sequence[Job]) -> mx.array:
+        """One step -> the wanted logits [rows, vocab] in the order of the jobs, not evaluated.
+
+        Where none are wanted those of the last row are returned, so that evaluating the result
+        always evaluates everything the step wrote.
+        """
+        jobs = list(jobs)
+        positions, wanted = self._place(jobs)
+        padding = max(0, self.min_rows - len(positions))
+        self._head.rows = mx.array(wanted) if self._head.works else None
+        offset = mx.array(positions + [0] * padding)
+        members = [Member(job.kv, job.count) for job in jobs]
+        cache = [Rows(layer, group, members, offset, self.read) for layer, group in self.layers]
+        try:
+            out: mx.array = self.model(_ids(jobs, padding)[:, None], cache=cache)
+        finally:
+            self._head.rows = None
+        return out[:, -1] if self._head.works else out[mx.array(wanted), -1]
+
+    def _place(self, jobs: list[Job]) -> tuple[list[int], list[int]]:
+        """Advance every sequence -> (position of each row, rows whose logits are wanted)."""
+        positions: list[int] = []
+        wanted: list[int] = []
+        for job in jobs:
+            start, job.kv.length = job.kv.length, job.kv.length + job.count
+            positions.extend(range(start, job.kv.length))
+            wanted.extend(range(len(positions) - job.num_logits, len(positions)))
+        return positions, wanted or [len(positions) - 1]
+
+
+def _ids(jobs: list[Job], padding: int) -> mx.array:
+    parts = [j.tokens if isinstance(j.tokens, mx.array) else mx.array(list(j.tokens)) for j in jobs]
+    if padding:
+        parts.append(mx.zeros(padding, dtype=parts[0].dtype))
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+
+def rows_for_one_rounding(model: Module, spec: KVSpec) -> int:
+    """The least rows for which a CPU's matrix products round as they do for many.
+
+    OpenBLAS computes results of at most 1,200 numbers by other kernels, whose last bits differ; in
+    quantized KV such a bit now and then moves a number into the next bucket, which changes what
+    follows.  Models worth running are wider: only tiny ones are padded, and none on a GPU.
+    """
+    quantized = any(g.k.bits or g.v.bits for g in spec.groups)
+    if mx.default_device().type != mx.DeviceType.cpu or not quantized:
+        return 1
+    widths = [m.weight.shape[0] for m in model.modules() if type(m) is Linear]
+    return 1200 // min(widths) + 1 if widths else 1

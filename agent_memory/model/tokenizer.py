@@ -1,0 +1,93 @@
+"""Between text and token ids: chat template, encoding, text as it is generated, stop strings.
+
+`ChatTokenizer.encode_chat` is called in worker threads: `encode_batch` lets other threads run,
+`encode` does not.  `TextStream` and `StopMatcher` belong to one sequence, on the engine thread.
+"""
+
+from collections.abc import Sequence
+
+import jinja2
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from agent_memory.errors import BadRequest, ModelRefused
+
+
+class ChatTokenizer:
+    def __init__(self, wrapper: TokenizerWrapper) -> None:
+        backend = getattr(wrapper, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise ModelRefused("The model has no tokenizer.json, which this server reads text with.")
+        self._wrapper = wrapper
+        self._backend = backend
+        self.end_of_turn = frozenset(int(i) for i in wrapper.eos_token_ids)
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The prompt of a conversation, up to where the model's answer begins."""
+        if not self._wrapper.has_chat_template:
+            raise BadRequest("This model has no chat template, so it cannot serve conversations.")
+        try:
+            text = self._wrapper.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except jinja2.TemplateError as error:
+            raise BadRequest(
+                f"The model's chat template refuses this conversation: {error}", param="messages"
+            ) from error
+        return self.encode(text)
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self._backend.encode_batch([text], add_special_tokens=False)[0].ids
+        except (UnicodeEncodeError, TypeError) as error:
+            raise BadRequest(
+                "The text holds half a surrogate pair, which is no character.", param="messages"
+            ) from error
+        return ids
+
+    def stream(self) -> "TextStream":
+        return TextStream(self._backend)
+
+
+class TextStream:
+    """Tokens in, whole characters out.  An incomplete character at the very end is never emitted."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def add(self, token: int) -> str:
+        return self._stream.step(self._backend, token) or ""
+
+
+class StopMatcher:
+    """Finds stop strings in text that arrives in pieces; nothing from a stop string on gets out."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.hit = False
+
+    def add(self, text: str) -> str:
+        """-> the text that is surely before any stop string."""
+        assert not self.hit
+        text = self._held + text
+        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            self.hit, self._held = True, ""
+            return text[: min(found)]
+        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def rest(self) -> str:
+        """What was held back, when generation ended without a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """Length of the longest end of `text` that begins `stop`."""
+        longest = min(len(text), len(stop) - 1)
+        return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

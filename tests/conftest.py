@@ -1,0 +1,26 @@
+"""What many tests share: the built-in model, loaded once per setting, and ordinary text."""
+
+import functools
+from pydoc_data.topics import topics
+
+import pytest
+
+from agent_memory.model import loader
+from agent_memory.model.loader import LoadedModel
+
+KV_BITS = [None, 8, 4]
+
+
+@functools.cache
+def builtin_model(kv_bits: int | None) -> LoadedModel:
+    return loader.load("builtin", kv_bits, 64, lambda step: None)
+
+
+@pytest.fixture(params=KV_BITS, ids=lambda bits: f"kv{bits or 'none'}", scope="session")
+def loaded(request: pytest.FixtureRequest) -> LoadedModel:
+    return builtin_model(request.param)
+
+
+def ordinary_text(num_characters: int, skip: int = 0) -> str:
+    """The language reference, as every CPython install has it."""
+    return "\n".join(topics[name] for name in sorted(topics))[skip : skip + num_characters]
