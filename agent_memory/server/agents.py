@@ -17,7 +17,7 @@ async def agents(request: Request) -> Response:
 
 async def agent(request: Request) -> Response:
     engine: Engine = request.state.engine
-    name = checked_name(request.path_params["agent_id"], "the agent id in the path")
+    name = checked_name(request.path_params["agent_id"], "The id in the path")
     view = engine.agent(name)
     if view is None:
         raise NotFound(f"Nothing is remembered of an agent '{name}'.", code="agent_not_found")

@@ -42,8 +42,9 @@ def checked_name(text: str, place: str) -> str:
 
 
 def name_for(text: str) -> str:
-    """Any text as a name: itself if it is one, else the name of its hash."""
-    return text if is_name(text) else "x-" + blake2b(text.encode(), digest_size=16).hexdigest()
+    """Any text as a name: itself if it is one, else its hash."""
+    raw = text.encode("utf-8", "surrogatepass")  # JSON within a string may hold half a pair
+    return text if is_name(text) else f"x-{blake2b(raw, digest_size=16).hexdigest()}"
 
 
 def agent_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:

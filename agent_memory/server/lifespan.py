@@ -44,8 +44,8 @@ class Lifespan:
                 Stage.STOP_ADMISSION: self._stop_admission,
                 Stage.DRAIN: self._drain,
                 Stage.PERSIST: self._engine.persist,
-                Stage.STOP_ENGINE: self._engine.stop,
-                Stage.UNLOAD_MODEL: self._engine.unload,
+                Stage.STOP_ENGINE: lambda seconds: self._engine.stop(),
+                Stage.UNLOAD_MODEL: lambda seconds: self._engine.unload(),
                 Stage.RELEASE_MEMORY: self._engine.release,
             },
         )
@@ -85,6 +85,9 @@ class Lifespan:
 
     def report(self) -> int:
         return self._shutdown.report()
+
+    def unfinished(self) -> list[str]:
+        return self._shutdown.unfinished()
 
     def _is_draining(self) -> bool:
         return self._engine.phase in (Phase.DRAINING, Phase.STOPPED)

@@ -30,7 +30,9 @@ def _json() -> list[Any]:
 
 
 def _console() -> list[Any]:
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    # Not the prettier traceback: it shows local variables, and prompts are in them.
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
 
 
 class ToStructlog(logging.Handler):

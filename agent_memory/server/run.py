@@ -23,7 +23,7 @@ from agent_memory.config import Config
 from agent_memory.errors import ConfigError, PortInUse
 from agent_memory.server import logs
 from agent_memory.server.lifespan import Lifespan
-from agent_memory.server.shutdown import EXIT_INCOMPLETE, HARD_DEADLINE_S
+from agent_memory.server.shutdown import EXIT_INCOMPLETE, HARD_DEADLINE_S, leave_within
 from agent_memory.store.state_dir import StateDir
 
 BACKLOG = 512
@@ -74,6 +74,7 @@ async def _serve(config: Config, state_dir: StateDir, listener: socket.socket) -
     )
     try:
         await _first(serving, stop)
+        leave_within(config.drain_timeout + HARD_DEADLINE_S, lifespan.unfinished)
         await lifespan.drain()
         drained.set()
         await _end_connections(lifespan, serving)

@@ -1,7 +1,7 @@
 """The six stages of shutdown as a table, the clock over them, and the last resort.
 
 Knows order, budgets, results and what to say of them.  What a stage does is its owner's.  Event
-loop, but for the hard deadline, which has a thread of its own.
+loop, but for the last resort, which has a thread of its own.
 
 A stage has its own seconds and those that the stages before it left over.  One that raises or
 overruns is named, and the next begins.  Nothing is begun twice.
@@ -72,16 +72,9 @@ class Shutdown:
     async def _through(self, last: Stage) -> None:
         async with self._turn:
             if not self._began:
-                self._begin()
+                self._began = self._deadline = time.monotonic()
             for stage in STAGES[len(self._results) : STAGES.index(last) + 1]:
                 await self._run(stage)
-
-    def _begin(self) -> None:
-        self._began = self._deadline = time.monotonic()
-        seconds = self._drain_timeout_s + HARD_DEADLINE_S
-        threading.Thread(
-            target=self._leave_after, args=(seconds,), name="hard-deadline", daemon=True
-        ).start()
 
     async def _run(self, stage: Stage) -> None:
         began, budget_s = time.monotonic(), self._budget_s(stage)
@@ -118,13 +111,22 @@ class Shutdown:
         log.info("server_shutdown_complete", exit=EXIT_CLEAN, **figures)
         return EXIT_CLEAN
 
-    def _leave_after(self, seconds: float) -> None:
-        """The hard deadline's thread.  Never called off: it covers the interpreter's end too."""
+    def unfinished(self) -> list[str]:
+        """What has failed and what is under way.  Any thread."""
+        return [*self._failed, *filter(None, [self._current])]
+
+
+def leave_within(seconds: float, unfinished: Callable[[], list[str]]) -> None:
+    """The last resort.  Never called off, so that it covers the end of the interpreter as well."""
+
+    def leave() -> None:
         time.sleep(seconds)
-        failed = [*self._failed, str(self._current or "exit")]
-        log.error("server_shutdown_incomplete", failed=failed, exit=EXIT_INCOMPLETE)
+        stages = unfinished() or ["exit"]
+        log.error("server_shutdown_incomplete", failed=stages, exit=EXIT_INCOMPLETE)
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
         os._exit(EXIT_INCOMPLETE)
+
+    threading.Thread(target=leave, name="hard-deadline", daemon=True).start()
 
 
 def _ms_since(began: float) -> int:

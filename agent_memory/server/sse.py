@@ -114,7 +114,7 @@ def told(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
     log.error("request_failed", exc_info=error)
-    return EngineFailed("The server failed. Its log says why.")
+    return EngineFailed("The server failed; its log says why.", code="internal_error")
 
 
 async def _ended(task: "asyncio.Future[Any]") -> None:
