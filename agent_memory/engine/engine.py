@@ -138,22 +138,25 @@ class Engine:
         except (AgentMemoryError, OSError, RuntimeError, ValueError) as error:
             self._load_failed(error)
         while not self._leaving:
-            command = self._mailbox.take(wait=not self._has_work())
-            while command is not None:
-                command()
-                del command
-                command = self._mailbox.take(wait=False)
-            if self._steps is not None and self._has_work():
-                self._steps.turn()
+            try:
+                self._turn()
+            except Exception:  # a fault of ours that no single request explains
+                log.exception("turn_failed")
+                if self._steps is not None:
+                    self._steps.fail_all()
 
-    def _has_work(self) -> bool:
+    def _turn(self) -> None:
         """Engine thread.  On the way to idleness every owner of state is checked."""
-        if self._steps is None or self.phase is Phase.STOPPED:
-            return False
-        if self._steps.has_work:
-            return True
-        self._steps.check()
-        return False
+        steps = None if self.phase is Phase.STOPPED else self._steps
+        busy = steps is not None and steps.has_work
+        if steps is not None and not busy:
+            steps.check()
+        command = self._mailbox.take(wait=not busy)
+        while command is not None:
+            command()
+            command = self._mailbox.take(wait=False)
+        if busy and steps is not None:
+            steps.turn()
 
     def _load(self) -> None:
         """Engine thread."""
@@ -310,6 +313,7 @@ class Engine:
     async def persist(self, timeout_s: float) -> dict[str, int]:
         """Stage 3: everything committed is on disk, the pool is empty, the store is closed."""
         deadline = time.monotonic() + timeout_s
+        await self._on_thread(lambda: None)  # the last turn's commits are with the writer now
         dirty = self._store.pending_bytes
         flushed = await asyncio.to_thread(self._store.flush, timeout_s)
         blocks, held = len(self._pool), await self._on_thread(self._evict)

@@ -11,12 +11,12 @@ MLX calls or of clocks.  Engine thread only.
     KV          0 ........................... kv.length         computed, or in a step under way
     committed   0 .......... num_committed                      copied out as blocks of `chain`
 
-A step under way may have sampled one token more that is not known yet (`in_flight`), so
+Steps under way sample tokens that are not known yet (`in_flight`: one, or two while one step is
+launched behind another), so
 
     to_compute = len(tokens) + in_flight - kv.length     1: decode;  more: prompt to prefill
 
-Invariants: num_committed <= kv.length <= len(tokens) + in_flight while no second step is launched;
-nothing leaves FINISHED.
+Invariants: num_committed <= kv.length <= len(tokens) + in_flight; nothing leaves FINISHED.
 """
 
 from collections.abc import Callable
@@ -105,8 +105,8 @@ class Sequence:
 
     def accept(self, token: int) -> str:
         """Take a sampled token -> the text that is final with it.  May set `finish_reason`."""
-        assert self.in_flight == 1
-        self.in_flight = 0
+        assert self.in_flight > 0 and self.finish_reason is None
+        self.in_flight -= 1
         self.tokens.append(token)
         if token in self.end_of_turn:
             self.finish_reason = FinishReason.STOP

@@ -105,6 +105,13 @@ class StepLoop:
         self._mailbox.flush()
         return len(left)
 
+    def fail_all(self) -> None:
+        """After a fault that no single request explains: each gets its last event, none goes on."""
+        for seq in list(self.scheduler):
+            self._fail(seq)
+        self._flight = None
+        self._mailbox.flush()
+
     # ── a turn ───────────────────────────────────────────────────────────────────────────────
 
     @property
