@@ -36,6 +36,11 @@ class Connections:
                 finally:
                     transports.discard(transport)
 
+            async def _read_data(self) -> None:
+                """To the client's end.  Hypercorn would then sit out the keep-alive time."""
+                await super()._read_data()
+                await self.idle_task.stop()
+
         vars(hypercorn.asyncio.run)["TCPServer"] = Tracked
 
     def abort(self) -> int:
