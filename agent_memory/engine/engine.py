@@ -356,11 +356,14 @@ class Engine:
             gc.collect()
             gc.collect()
             mx.clear_cache()
-            return {
+            figures = {
                 "active_bytes": mx.get_active_memory(),
                 "cache_bytes": mx.get_cache_memory(),
                 "peak_bytes": mx.get_peak_memory(),
             }
+            # A thread that ends with streams open can make the process abort when it exits.
+            mx.clear_streams()
+            return figures
 
         figures = await self._on_thread(free)
         await asyncio.to_thread(self._thread.join, timeout_s)
