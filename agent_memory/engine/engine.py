@@ -12,7 +12,7 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -222,7 +222,7 @@ class Engine:
         tokenizer = self._loaded.tokenizer
         return tuple(await asyncio.to_thread(tokenizer.encode_chat, messages))
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events of a request; closing the iterator cancels it.  Raises RequestError at once if it
         cannot be served; what fails later comes as the event Failed."""
         self._admissible(request)
@@ -356,11 +356,14 @@ class Engine:
             gc.collect()
             gc.collect()
             mx.clear_cache()
-            return {
+            figures = {
                 "active_bytes": mx.get_active_memory(),
                 "cache_bytes": mx.get_cache_memory(),
                 "peak_bytes": mx.get_peak_memory(),
             }
+            # A thread that ends with streams open can make the process abort when it exits.
+            mx.clear_streams()
+            return figures
 
         figures = await self._on_thread(free)
         await asyncio.to_thread(self._thread.join, timeout_s)
