@@ -40,6 +40,10 @@ class Metrics:
         self.waiting = gauge("waiting", "Sequences waiting to be computed")
         self.pool_bytes = gauge("pool_bytes", "Payload bytes in the block pool")
         self.disk_bytes = gauge("disk_bytes", "Bytes of block files")
+        self.connections = gauge("connections", "Open HTTP connections")
+        self.stalled_connections = gauge(
+            "stalled_connections", "Connections whose client does not read what it is sent"
+        )
         self.time_to_first_token = seconds("time_to_first_token", "From submit to the first token")
         self.restore_time = seconds("restore_time", "From match to the run in place")
 

@@ -12,7 +12,7 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -221,7 +221,7 @@ class Engine:
         tokenizer = self._loaded.tokenizer
         return tuple(await asyncio.to_thread(tokenizer.encode_chat, messages))
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events of a request; closing the iterator cancels it.  Raises RequestError at once if it
         cannot be served; what fails later comes as the event Failed."""
         self._admissible(request)

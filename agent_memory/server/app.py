@@ -1,0 +1,60 @@
+"""The routes, and what becomes of errors: one list each."""
+
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Lifespan
+
+from agent_memory.errors import RequestError
+from agent_memory.server.agents import agent, agents
+from agent_memory.server.chat import chat_completions
+from agent_memory.server.gate import Refused, error_response
+from agent_memory.server.health import healthz, metrics, model, models, readyz
+from agent_memory.server.sse import told
+
+ROUTES = [
+    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/v1/models", models),
+    Route("/v1/models/{model_id:path}", model),
+    Route("/v1/agents", agents),
+    Route("/v1/agents/{agent_id:path}", agent),
+    Route("/healthz", healthz),
+    Route("/readyz", readyz),
+    Route("/metrics", metrics),
+]
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return error_response(error)
+
+
+async def unrouted(request: Request, error: Exception) -> Response:
+    """No such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path} is not here: {error.detail}."
+    code = error.detail.lower().replace(" ", "_")
+    response = error_response(Refused(error.status_code, code, what))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def unforeseen(request: Request, error: Exception) -> Response:
+    return error_response(told(error))
+
+
+ERRORS: dict[Any, Any] = {
+    RequestError: refused,
+    HTTPException: unrouted,
+    Exception: unforeseen,
+}
+
+
+def build(lifespan: Lifespan[Starlette]) -> Starlette:
+    app = Starlette(routes=ROUTES, exception_handlers=ERRORS, lifespan=lifespan)
+    app.router.redirect_slashes = False
+    return app

@@ -1,0 +1,158 @@
+"""POST /v1/chat/completions: from a body to an answer, whole or streamed.
+
+Knows which events make which answer and what is logged of a request.  Prompts and answers are not.
+Event loop.
+"""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from uuid import uuid4
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from agent_memory.engine.engine import Engine
+from agent_memory.errors import RequestError, Unavailable
+from agent_memory.request import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerateRequest,
+    Started,
+)
+from agent_memory.server import body, openai, sse
+from agent_memory.server.gate import RETRY_AFTER_S
+from agent_memory.server.health import unknown_model
+from agent_memory.server.identity import agent_of
+from agent_memory.server.openai import ChatAnswer, ChatRequest, Usage
+from agent_memory.server.sse import EventStream, WhileConnected
+
+LOADING_S = 120.0
+
+log = structlog.get_logger(__name__)
+
+
+async def chat_completions(request: Request) -> Response:
+    engine: Engine = request.state.engine
+    fields = body.parse(await request.body())
+    chat = openai.parse_chat(fields)
+    agent = agent_of(request.headers, fields)
+    if chat.model not in (None, engine.model_id):
+        raise unknown_model(str(chat.model), engine.model_id)
+    turn = Turn(engine, chat, agent, request.state.request_id)
+    return WhileConnected(turn.streamed() if chat.stream else turn.whole)
+
+
+class Turn:
+    """One request on its way through the engine, and what has come of it so far."""
+
+    def __init__(
+        self, engine: Engine, chat: ChatRequest, agent: str | None, request_id: str
+    ) -> None:
+        self._engine = engine
+        self._chat = chat
+        self._agent = agent
+        self._request_id = request_id
+        self._id = f"chatcmpl-{uuid4().hex}"
+        self._answer = ChatAnswer(self._id, engine.model_id)
+        self._began = time.monotonic()
+        self._started: Started | None = None
+        self._first_token: float | None = None
+        self._num_tokens = 0
+        self._finish: str = FinishReason.CANCELLED
+
+    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events()) as events:
+            texts = [event.text async for event in events if isinstance(event, Delta)]
+        answer = self._answer.whole("".join(texts), self._finish, self._usage())
+        await JSONResponse(answer)(scope, receive, send)
+
+    def streamed(self) -> EventStream:
+        return EventStream(self._chunks(), openai.error_body)
+
+    async def _chunks(self) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._events()) as events:
+            async for event in events:
+                match event:
+                    case Started():
+                        yield sse.event(self._answer.role())
+                    case Delta(text) if text:
+                        yield sse.event(self._answer.delta(text))
+        yield sse.event(self._answer.finish(self._finish))
+        if self._chat.include_usage:
+            yield sse.event(self._answer.usage(self._usage()))
+        yield sse.DONE
+
+    async def _events(self) -> AsyncGenerator[Event, None]:
+        """Events up to a proper end.  Any other end is a RequestError."""
+        try:
+            async with aclosing(self._engine.generate(await self._admitted())) as events:
+                async for event in events:
+                    self._note(event)
+                    yield event
+        except RequestError as error:
+            self._finish = error.code
+            raise
+        finally:
+            self._log()
+
+    async def _admitted(self) -> GenerateRequest:
+        model = await self._engine.wait_ready(LOADING_S)
+        return GenerateRequest(
+            id=self._id,
+            agent=self._agent,
+            prompt=await self._engine.tokenize(self._chat.messages),
+            sampling=self._chat.sampling_over(model.defaults),
+            max_tokens=self._chat.max_tokens,
+            stop=self._chat.stop,
+        )
+
+    def _note(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._started = event
+            case Delta():
+                self._first_token = self._first_token or time.monotonic()
+                self._num_tokens = event.num_tokens
+            case Finished(reason):
+                self._finish, self._num_tokens = reason, event.completion_tokens
+                if reason not in (FinishReason.STOP, FinishReason.LENGTH):
+                    raise _cut_short()
+            case Failed(error):
+                raise error
+
+    def _usage(self) -> Usage:
+        assert self._started is not None
+        return Usage(self._started.prompt_tokens, self._started.cached_tokens, self._num_tokens)
+
+    def _log(self) -> None:
+        started = self._started or Started(0, 0, 0, 0)
+        log.info(
+            "request_done",
+            request_id=self._request_id,
+            agent=self._agent,
+            prompt_tokens=started.prompt_tokens,
+            cached_memory=started.from_memory,
+            cached_disk=started.from_disk,
+            completion_tokens=self._num_tokens,
+            ttft_ms=self._ms_until(self._first_token),
+            total_ms=self._ms_until(time.monotonic()),
+            finish=str(self._finish),
+        )
+
+    def _ms_until(self, moment: float | None) -> int | None:
+        return None if moment is None else round(1000 * (moment - self._began))
+
+
+def _cut_short() -> Unavailable:
+    return Unavailable(
+        "The server is shutting down and ended this answer. What was computed is remembered: "
+        "send the request again in a moment.",
+        reason="draining",
+        retry_after=RETRY_AFTER_S,
+    )

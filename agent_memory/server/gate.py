@@ -1,0 +1,223 @@
+"""What every request passes before a route sees it, and every answer on its way out.
+
+    body read to its end ─► protocol and headers ─► draining? ─► routes
+
+The body comes first, whole and bounded: Hypercorn's task for a request that is answered while more
+than ten pieces of its body wait unread never ends.  What must be answered all the same is answered
+while the rest is read away.  Event loop.
+"""
+
+import asyncio
+import ipaddress
+import re
+from collections.abc import Callable
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agent_memory.errors import RequestError, Unavailable
+from agent_memory.server.openai import error_body
+from agent_memory.server.sse import disconnected
+
+MAX_BODY_BYTES = 8 << 20
+MAX_IGNORED_BYTES = 32 << 20
+BODY_S = 30.0
+RETRY_AFTER_S = 5
+
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_ORIGIN = re.compile(r"https?://(.+)")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+log = structlog.get_logger(__name__)
+
+
+class Refused(RequestError):
+    """Turned away at the gate.  `close`: the connection cannot be used again."""
+
+    type = "invalid_request_error"
+
+    def __init__(self, status: int, code: str, message: str, *, close: bool = False) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+        self.close = close
+
+
+class Gate:
+    """`host`: the bound one.  `num_inside`: requests that passed and are not yet answered."""
+
+    def __init__(self, app: ASGIApp, host: str, draining: Callable[[], bool]) -> None:
+        self._app = app
+        self._host = host.lower()
+        self._draining = draining
+        self.num_inside = 0
+        self.empty = asyncio.Event()
+        self.empty.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        else:
+            await self._app(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["request_id"] = request_id = _request_id(Headers(scope=scope))
+        send = self._stamped(send, request_id)
+        try:
+            body = await read_body(receive)
+            if body is None:
+                return
+            self._check(scope)
+        except RequestError as error:
+            await _refuse(error, scope, receive, send)
+            return
+        self._enter()
+        try:
+            await self._app(scope, _replay(body, receive), send)
+        finally:
+            self._leave()
+
+    def _enter(self) -> None:
+        self.num_inside += 1
+        self.empty.clear()
+
+    def _leave(self) -> None:
+        self.num_inside -= 1
+        assert self.num_inside >= 0
+        if not self.num_inside:
+            self.empty.set()
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        if scope["http_version"] not in ("1.0", "1.1"):
+            raise Refused(505, "http_version", "This server speaks HTTP/1.1 only.", close=True)
+        check_host(headers.getlist("host"), self._host)
+        check_origin(headers)
+        if scope["method"] == "POST":
+            check_json(headers)
+            if self._draining():
+                raise Unavailable(
+                    "The server is shutting down. Try again in a moment.",
+                    reason="draining",
+                    retry_after=RETRY_AFTER_S,
+                )
+
+    def _stamped(self, send: Send, request_id: str) -> Send:
+        """While draining, clients are asked to let go of their connections, too."""
+
+        async def stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                if self._draining():
+                    headers["Connection"] = "close"
+            await send(message)
+
+        return stamped
+
+
+async def read_body(receive: Receive) -> bytes | None:
+    """The whole body; None if the client has gone.
+
+    One that is too large is read to its end and forgotten, so that its sender is there to hear
+    of it; one that is beyond all measure, or too slow, is not.
+    """
+    pieces, num_bytes, more = [], 0, True
+    try:
+        async with asyncio.timeout(BODY_S):
+            while more and num_bytes <= MAX_IGNORED_BYTES:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                piece, more = message.get("body", b""), message.get("more_body", False)
+                num_bytes += len(piece)
+                if num_bytes <= MAX_BODY_BYTES:
+                    pieces.append(piece)
+                else:
+                    pieces.clear()
+    except TimeoutError as error:
+        raise Refused(
+            408, "body_timeout", f"The body did not arrive within {BODY_S:.0f} s.", close=True
+        ) from error
+    if num_bytes > MAX_BODY_BYTES:
+        raise Refused(
+            413,
+            "body_too_large",
+            f"The body is larger than {MAX_BODY_BYTES >> 20} MiB.",
+            close=more,
+        )
+    return b"".join(pieces)
+
+
+def check_host(values: list[str], bound: str) -> None:
+    """A page that made a name of its own point to this machine does not get in.  Raises Refused."""
+    if len(values) != 1 or not _is_ours(values[0], bound):
+        raise Refused(
+            421, "unknown_host", "The Host header must be exactly one and name this machine."
+        )
+
+
+def check_origin(headers: Headers) -> None:
+    """A page of another site does not get in.  Raises Refused."""
+    cross_site = headers.get("sec-fetch-site") == "cross-site"
+    origins = (_ORIGIN.fullmatch(value) for value in headers.getlist("origin"))
+    if cross_site or not all(origin and _is_ours(origin[1], "") for origin in origins):
+        raise Refused(403, "cross_origin", "Requests of web pages from elsewhere are refused.")
+
+
+def check_json(headers: Headers) -> None:
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Refused(415, "media_type", "The Content-Type must be application/json.")
+
+
+def _is_ours(authority: str, bound: str) -> bool:
+    """Whether `name`, `name:port` or `[address]:port` is loopback, or the bound host."""
+    parts = _HOST.fullmatch(authority)
+    if parts is None:
+        return False
+    name = parts[1].lower().strip("[]")
+    if name in ("localhost", bound):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own, if it is sane."""
+    asked = headers.get("x-request-id", "")
+    return asked if _REQUEST_ID.fullmatch(asked) else f"req-{uuid4().hex}"
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """`receive` as if the body had not been read yet."""
+    unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return unread.pop() if unread else await receive()
+
+    return replayed
+
+
+def error_response(error: RequestError) -> JSONResponse:
+    response = JSONResponse(error_body(error), error.status)
+    if isinstance(error, Unavailable):
+        response.headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, Refused) and error.close:
+        response.headers["Connection"] = "close"
+    return response
+
+
+async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
+    log.info("request_refused", status=error.status, code=error.code)
+    reading_away = asyncio.ensure_future(disconnected(receive))
+    try:
+        await error_response(error)(scope, receive, send)
+    finally:
+        reading_away.cancel()

@@ -1,0 +1,104 @@
+"""What the process owns, from the open store to the freed memory.
+
+`Lifespan` builds metrics, store, engine and app, and gives each shutdown stage its work.  Starlette
+enters it when the server starts and leaves it when all connections have ended.  That may never
+come, so whoever runs the server calls `close` as well.  Event loop.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+
+from starlette.applications import Starlette
+
+from agent_memory.config import Config
+from agent_memory.engine.engine import Engine, Phase
+from agent_memory.metrics import Metrics
+from agent_memory.server import app
+from agent_memory.server.connections import Connections
+from agent_memory.server.gate import Gate
+from agent_memory.server.shutdown import STAGES, Shutdown, Stage
+from agent_memory.store.block_store import BlockStore
+from agent_memory.store.state_dir import StateDir
+
+ANSWERS_S = 1.0  # for what was generated to reach its clients
+STORE_S = 1.0
+
+
+class Lifespan:
+    """`hurry`: set, running requests get no more time.  `leaving`: set when Starlette leaves."""
+
+    def __init__(
+        self, config: Config, store: BlockStore, metrics: Metrics, hurry: asyncio.Event
+    ) -> None:
+        self.connections = Connections()
+        self._hurry = hurry
+        self.leaving = asyncio.Event()
+        self._store = store
+        self._metrics = metrics
+        self._engine = Engine(config, store, metrics)
+        self._drain_timeout_s = config.drain_timeout
+        self._shutdown = Shutdown(
+            config.drain_timeout,
+            {
+                Stage.STOP_ADMISSION: self._stop_admission,
+                Stage.DRAIN: self._drain,
+                Stage.PERSIST: self._engine.persist,
+                Stage.STOP_ENGINE: lambda seconds: self._engine.stop(),
+                Stage.UNLOAD_MODEL: lambda seconds: self._engine.unload(),
+                Stage.RELEASE_MEMORY: self._engine.release,
+            },
+        )
+        self.gate = Gate(app.build(self._entered), config.host, self._is_draining)
+
+    @classmethod
+    async def open(cls, config: Config, state_dir: StateDir, hurry: asyncio.Event) -> "Lifespan":
+        """Open the store and begin to load the model.  Raises StartError."""
+        metrics = Metrics()
+        store = await asyncio.to_thread(BlockStore.open, state_dir, metrics)
+        lifespan = cls(config, store, metrics, hurry)
+        lifespan._engine.start(asyncio.get_running_loop())
+        return lifespan
+
+    @asynccontextmanager
+    async def _entered(self, app: Starlette) -> AsyncIterator[Mapping[str, object]]:
+        """What routes find in `request.state`."""
+        try:
+            yield {
+                "engine": self._engine,
+                "metrics": self._metrics,
+                "connections": self.connections,
+            }
+        finally:
+            self.leaving.set()
+            await self.close()
+
+    async def drain(self) -> None:
+        """Stages 1 and 2, while connections are still served."""
+        await self._shutdown.through(Stage.DRAIN)
+
+    async def close(self) -> None:
+        """The stages that are left.  Again does no harm."""
+        await self._shutdown.through(STAGES[-1])
+        # Stage 3 did this, unless it failed, and an open store would keep the process.
+        await asyncio.to_thread(self._store.close, STORE_S)
+
+    def report(self) -> int:
+        return self._shutdown.report()
+
+    def unfinished(self) -> list[str]:
+        return self._shutdown.unfinished()
+
+    def _is_draining(self) -> bool:
+        return self._engine.phase in (Phase.DRAINING, Phase.STOPPED)
+
+    async def _stop_admission(self, seconds: float) -> Mapping[str, object]:
+        self._engine.stop_admission()
+        return {"active": self._engine.num_active, "connections": len(self.connections)}
+
+    async def _drain(self, seconds: float) -> Mapping[str, object]:
+        figures = await self._engine.drain(self._drain_timeout_s, self._hurry)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWERS_S):
+                await self.gate.empty.wait()
+        return {**figures, "unsent": self.gate.num_inside}

@@ -1,0 +1,132 @@
+"""The process that serves: port first, then everything else, and out again in order.
+
+    bind ─► open the store, begin to load ─► serve … signal ─► stages 1, 2 ─► connections end
+         ─► stages 3 to 6 ─► exit status
+
+The first SIGTERM or SIGINT begins the end, every further one leaves running requests no more time.
+Main thread, event loop.
+"""
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+from typing import cast
+
+import hypercorn.asyncio
+import hypercorn.config
+import structlog
+from hypercorn.typing import Framework
+
+from agent_memory.config import Config
+from agent_memory.errors import ConfigError, PortInUse
+from agent_memory.server import logs
+from agent_memory.server.lifespan import Lifespan
+from agent_memory.server.shutdown import EXIT_INCOMPLETE, HARD_DEADLINE_S, leave_within
+from agent_memory.store.state_dir import StateDir
+
+BACKLOG = 512
+CONNECTIONS_S = 1.0
+ABORTED_S = 0.5
+GRACEFUL_S = 3.0  # Hypercorn's own patience: above both, so that ours ends first
+
+log = structlog.get_logger(__name__)
+
+
+def main(config: Config, state_dir: StateDir) -> int:
+    """Serve until told to stop; the exit status.  Raises StartError."""
+    logs.configure(config.log_format)
+    with listen(config.host, config.port) as listener:
+        return asyncio.run(_serve(config, state_dir, listener))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"Port {port} of {host} is taken. Stop what listens there (lsof -i :{port} names "
+                "it), or choose another with --port; 0 takes a free one."
+            ) from error
+        raise ConfigError(
+            f"Port {port} of {host} cannot be listened on: {error.strerror}. Choose another host "
+            "or port."
+        ) from error
+
+
+async def _serve(config: Config, state_dir: StateDir, listener: socket.socket) -> int:
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, _signalled, number, stop, hurry)
+    lifespan = await Lifespan.open(config, state_dir, hurry)
+    lifespan.connections.track()
+    log.info("server_listening", host=config.host, port=listener.getsockname()[1])
+    drained = asyncio.Event()
+    serving = asyncio.create_task(
+        hypercorn.asyncio.serve(
+            cast(Framework, lifespan.gate),  # ASGI, in Hypercorn's words
+            _settings(config, listener),
+            shutdown_trigger=drained.wait,
+        )
+    )
+    try:
+        await _first(serving, stop)
+        leave_within(config.drain_timeout + HARD_DEADLINE_S, lifespan.unfinished)
+        await lifespan.drain()
+        drained.set()
+        await _end_connections(lifespan, serving)
+    finally:
+        await lifespan.close()
+    return max(lifespan.report(), await _outcome(serving))
+
+
+def _signalled(number: signal.Signals, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+    log.info("signal", name=number.name, means="hurry" if stop.is_set() else "stop")
+    (hurry if stop.is_set() else stop).set()
+
+
+def _settings(config: Config, listener: socket.socket) -> hypercorn.config.Config:
+    """Hypercorn closes the listener itself, and takes no body or stream to be too slow: we do."""
+    settings = hypercorn.config.Config()
+    settings.bind = [f"fd://{listener.detach()}"]
+    settings.backlog = BACKLOG
+    settings.graceful_timeout = GRACEFUL_S
+    settings.shutdown_timeout = config.drain_timeout + HARD_DEADLINE_S
+    settings.include_server_header = False
+    settings.errorlog = logging.getLogger("hypercorn.error")
+    return settings
+
+
+async def _first(serving: "asyncio.Task[None]", event: asyncio.Event) -> None:
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+async def _end_connections(lifespan: Lifespan, serving: "asyncio.Task[None]") -> None:
+    """Hypercorn closes what has been answered.  Who does not read is cut, and if not even that
+    brings Hypercorn to an end, it is."""
+    if not await _within(CONNECTIONS_S, lifespan.leaving):
+        log.warning("connections_aborted", count=lifespan.connections.abort())
+        if not await _within(ABORTED_S, lifespan.leaving):
+            serving.cancel()
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
+async def _outcome(serving: "asyncio.Task[None]") -> int:
+    """Hypercorn's own end: nothing may depend on it, but its failure is told."""
+    await asyncio.wait({serving}, timeout=ABORTED_S)
+    if not serving.done() or serving.cancelled() or serving.exception() is None:
+        return 0
+    log.error("http_server_failed", exc_info=serving.exception())
+    return EXIT_INCOMPLETE

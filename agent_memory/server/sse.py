@@ -1,0 +1,130 @@
+"""Server-sent events, and answers that end when their client goes.
+
+Knows how events look on the wire, when silence needs a comment, and how a stream that fails says
+so.  Event loop.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import structlog
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agent_memory.errors import EngineFailed, RequestError
+
+KEEP_ALIVE_S = 10.0
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+log = structlog.get_logger(__name__)
+
+
+def event(data: dict[str, Any]) -> bytes:
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()
+
+
+async def with_keep_alives(
+    events: AsyncGenerator[bytes, None], every_s: float
+) -> AsyncGenerator[bytes, None]:
+    """`events`, and a comment whenever nothing came for `every_s`.  Closes `events`."""
+    async with aclosing(events):
+        coming = asyncio.ensure_future(anext(events, None))
+        try:
+            while True:
+                await asyncio.wait({coming}, timeout=every_s)
+                if not coming.done():
+                    yield KEEP_ALIVE
+                    continue
+                if (chunk := coming.result()) is None:
+                    return
+                yield chunk
+                coming = asyncio.ensure_future(anext(events, None))
+        finally:
+            await _ended(coming)
+
+
+class EventStream:
+    """An ASGI app that sends a stream.
+
+    Until the first event or comment an error is the caller's to answer, with its own status; after
+    that it ends the stream as `failure(error)` describes it, with DONE behind.
+    """
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        failure: Callable[[RequestError], dict[str, Any]],
+    ) -> None:
+        self._events = events
+        self._failure = failure
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+        try:
+            async with aclosing(with_keep_alives(self._events, KEEP_ALIVE_S)) as chunks:
+                async for chunk in chunks:
+                    if not started:
+                        await send(_start())
+                        started = True
+                    await send(_body(chunk))
+        except Exception as error:
+            if not started:
+                raise
+            await send(_body(event(self._failure(told(error))) + DONE))
+        await send(_body(b"", more=False))
+
+
+class WhileConnected(Response):
+    """Sends what `app` sends.  A client that goes away cancels it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answering = asyncio.ensure_future(self._app(scope, receive, send))
+        leaving = asyncio.ensure_future(disconnected(receive))
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _ended(leaving)
+            finished = answering.done()
+            await _ended(answering)
+        if finished:
+            answering.result()
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has gone.  Reads away what it still sends."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def told(error: Exception) -> RequestError:
+    """The error as a client may know it.  What we did not foresee goes to the log instead."""
+    if isinstance(error, RequestError):
+        return error
+    log.error("request_failed", exc_info=error)
+    return EngineFailed("The server failed; its log says why.", code="internal_error")
+
+
+async def _ended(task: "asyncio.Future[Any]") -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def _start() -> Message:
+    return {"type": "http.response.start", "status": 200, "headers": HEADERS}
+
+
+def _body(data: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}

@@ -1,0 +1,176 @@
+"""A real server in a process of its own, its log lines read as events, its answers as text."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.source import ROOT
+
+START_S = 60
+CHAT = "/v1/chat/completions"
+
+
+class Server:
+    """On a free port, with `folder` for its state and its log.  `end` it, or use `with`."""
+
+    def __init__(self, folder: Path, *flags: str, port: int = 0, **environ: str) -> None:
+        self.state_dir = folder / "state"
+        self._log = folder / "log"
+        command = [
+            *(sys.executable, "-m", "agent_memory", "serve", "--port", str(port)),
+            *("--state-dir", str(self.state_dir), "--log-format", "json", *flags),
+        ]
+        clean = {name: text for name, text in os.environ.items() if "AGENT_MEMORY" not in name}
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**clean, **environ}, cwd=ROOT
+            )
+        try:
+            self.port: int = self.wait_for_event("server_listening")["port"]
+        except AssertionError:
+            self.end()
+            raise
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    # what it says
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        lines = [line for line in self.log().splitlines() if line.startswith("{")]
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+
+    def event(self, name: str) -> dict[str, Any]:
+        (event,) = self.events(name)
+        return event
+
+    def wait_for_event(self, name: str) -> dict[str, Any]:
+        self.wait_until(lambda: self.process.poll() is not None or bool(self.events(name)))
+        found = self.events(name)
+        assert found, f"no {name}, exit {self.process.poll()}:\n{self.log()}"
+        return found[0]
+
+    def wait_ready(self) -> "Server":
+        self.wait_until(lambda: self.get("/readyz").status_code == 200)
+        return self
+
+    def wait_until(self, true: Callable[[], bool], timeout_s: float = START_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not true():
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+
+    def metric(self, name: str) -> float:
+        """The sample whose name and labels are `name`, without our prefix; 0 if there is none."""
+        lines = self.get("/metrics").text.splitlines()
+        prefix = f"agent_memory_{name} "
+        return next((float(x.removeprefix(prefix)) for x in lines if x.startswith(prefix)), 0.0)
+
+    # what it is asked
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=10)
+
+    def post(self, body: object, path: str = CHAT, **headers: str) -> httpx.Response:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        headers = {"Content-Type": "application/json", **named}
+        return httpx.post(self.url + path, content=raw, headers=headers, timeout=60)
+
+    def ask(self, text: str, agent: str | None = None, **fields: object) -> httpx.Response:
+        return self.post(chat(text, **fields), **({"X-Agent-ID": agent} if agent else {}))
+
+    def stream(self, text: str, agent: str = "streamer", **fields: object) -> list[str]:
+        """The data of each event of a streamed answer."""
+        body = chat(text, **{"stream": True, **fields})
+        headers = {"X-Agent-ID": agent}
+        with httpx.stream(
+            "POST", self.url + CHAT, json=body, headers=headers, timeout=60
+        ) as answer:
+            assert answer.status_code == 200, answer.read()
+            return [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+
+    def connect(self) -> socket.socket:
+        client = socket.create_connection(("127.0.0.1", self.port))
+        client.settimeout(20)
+        return client
+
+    def connect_and_stall(self, **fields: object) -> socket.socket:
+        """A client that asks for an endless answer and reads nothing, not even what it asked for
+        before, until more waits for it than the server likes to hold.
+
+        Small windows and segments keep the system's own buffers small.
+        """
+        client = socket.socket()
+        client.settimeout(20)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 512)
+        client.connect(("127.0.0.1", self.port))
+        before = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 6
+        client.sendall(before + raw_post(chat(ENDLESS, stream=True, **fields)))
+        self.wait_until(lambda: self.metric("stalled_connections") == 1)
+        return client
+
+    # how it ends
+
+    def signal(self, number: signal.Signals = signal.SIGTERM) -> float:
+        """When it was sent, on the monotonic clock."""
+        self.process.send_signal(number)
+        return time.monotonic()
+
+    def wait(self, timeout_s: float) -> int:
+        return self.process.wait(timeout_s)
+
+
+def chat(text: str, **fields: object) -> dict[str, Any]:
+    """A request at temperature 0 that asks `text`."""
+    return {"messages": [{"role": "user", "content": text}], "temperature": 0, **fields}
+
+
+def raw_post(body: dict[str, Any]) -> bytes:
+    """A whole HTTP request for an answer to `body`."""
+    raw = json.dumps(body).encode()
+    return post_head(len(raw)) + raw
+
+
+def post_head(length: int, *more: str) -> bytes:
+    lines = [
+        f"POST {CHAT} HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {length}",
+        *more,
+    ]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
+
+
+def content(events: Iterable[str]) -> str:
+    """The text of streamed chunks."""
+    chunks = [json.loads(event) for event in events if event.startswith("{")]
+    choices = [chunk["choices"][0] for chunk in chunks if chunk.get("choices")]
+    return "".join(choice["delta"].get("content", "") for choice in choices)
+
+
+ENDLESS = "Repeat this:\n" + "0" * 100
+"""What the built-in model never comes to an end of, at temperature 0."""

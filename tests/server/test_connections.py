@@ -1,0 +1,176 @@
+"""Clients that go, stall, lie or speak something else: the server stays well for the others."""
+
+import socket
+import time
+from pathlib import Path
+
+import h2.connection
+import h2.events
+import hypercorn.asyncio.run
+import pytest
+from hypercorn.asyncio.tcp_server import TCPServer
+
+from agent_memory.errors import PortInUse
+from agent_memory.server.connections import Connections
+from agent_memory.server.gate import MAX_BODY_BYTES, MAX_IGNORED_BYTES
+from agent_memory.server.run import listen
+from tests.server.process import ENDLESS, Server, chat, post_head, raw_post
+
+
+def read_all(client: socket.socket) -> bytes:
+    """Whatever comes until the server closes."""
+    pieces = []
+    try:
+        while piece := client.recv(65536):
+            pieces.append(piece)
+    except ConnectionResetError:
+        pass
+    return b"".join(pieces)
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split()[1]) if answer else 0
+
+
+def is_idle(server: Server) -> bool:
+    return server.metric("running") == 0 and server.metric("waiting") == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_ends_its_answer(server: Server, stream: bool) -> None:
+    name = f"gone-{stream}"
+    cancelled = server.metric('requests_total{reason="cancelled"}')
+    with server.connect() as client:
+        head, body = raw_post(chat(ENDLESS, stream=stream, user=name)).split(b"\r\n\r\n", 1)
+        client.sendall(head + b"\r\n\r\n" + body)
+        server.wait_until(lambda: server.metric("running") == 1)
+        time.sleep(0.3)
+    server.wait_until(lambda: is_idle(server), 2)
+    assert server.metric('requests_total{reason="cancelled"}') == cancelled + 1
+    kept = server.get(f"/v1/agents/{name}").json()
+    prompt = server.ask(ENDLESS, max_tokens=1).json()["usage"]
+    assert kept["tokens"] >= prompt["prompt_tokens"]
+    assert prompt["prompt_tokens_details"]["cached_tokens"] == prompt["prompt_tokens"] - 1
+
+
+def test_half_a_goodbye_is_a_goodbye(server: Server) -> None:
+    with server.connect() as client:
+        client.sendall(raw_post(chat(ENDLESS, stream=True)))
+        server.wait_until(lambda: server.metric("running") == 1)
+        client.shutdown(socket.SHUT_WR)
+        server.wait_until(lambda: is_idle(server), 2)
+
+
+def test_a_reader_that_stalls_does_not_hold_the_others(server: Server) -> None:
+    with server.connect_and_stall(max_tokens=500) as client:
+        assert server.metric("running") == 1
+        assert server.ask("Hello").status_code == 200
+        server.wait_until(lambda: is_idle(server))
+        assert b"data: [DONE]" in read_until(client, b"data: [DONE]")
+
+
+def read_until(client: socket.socket, end: bytes) -> bytes:
+    data = b""
+    while end not in data and (piece := client.recv(65536)):
+        data += piece
+    return data
+
+
+def test_a_body_too_large(server: Server) -> None:
+    with server.connect() as client:
+        client.sendall(post_head(MAX_BODY_BYTES + 1) + b" " * (MAX_BODY_BYTES + 1))
+        answer = read_until(client, b"}}")
+        assert status(answer) == 413 and b"body_too_large" in answer
+        client.sendall(raw_post(chat("Hello")))
+        assert status(read_until(client, b"}}")) == 200
+
+
+def test_a_body_beyond_measure(server: Server) -> None:
+    """Twenty that lie at once: each is answered and closed, and nothing of it stays."""
+    clients = [server.connect() for _ in range(20)]
+    for client in clients:
+        client.sendall(post_head(1 << 40))
+    for client in clients:
+        sent, piece = 0, b" " * (1 << 20)
+        try:
+            while sent <= 3 * MAX_IGNORED_BYTES:
+                sent += client.send(piece)
+        except OSError:
+            pass
+        assert sent <= 3 * MAX_IGNORED_BYTES
+        assert status(read_all(client)) in (0, 413)  # 0: the reset overtook the answer
+        client.close()
+    server.wait_until(lambda: server.metric("connections") == 1, 10)
+    assert server.ask("Hello").status_code == 200
+
+
+def test_a_refusal_of_a_body_in_many_pieces_leaves_the_connection_usable(server: Server) -> None:
+    """More pieces than Hypercorn's queue holds."""
+    with server.connect() as client:
+        head = post_head(100_000).replace(b"application/json", b"text/plain")
+        client.sendall(head)
+        for _ in range(100):
+            client.sendall(b" " * 1000)
+            time.sleep(0.001)
+        assert status(read_until(client, b"}}")) == 415
+        client.sendall(raw_post(chat("Hello")))
+        assert status(read_until(client, b"}}")) == 200
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.0\r\n\r\n", 421),
+        (b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n", 200),
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00", 400),
+    ],
+)
+def test_odd_requests(server: Server, request_: bytes, expected: int) -> None:
+    with server.connect() as client:
+        client.sendall(request_)
+        client.shutdown(socket.SHUT_WR)
+        assert status(read_all(client)) == expected
+
+
+def test_http_2_is_not_spoken(server: Server) -> None:
+    speech = h2.connection.H2Connection()
+    speech.initiate_connection()
+    get = {":method": "GET", ":path": "/healthz", ":scheme": "http", ":authority": "localhost"}
+    speech.send_headers(1, list(get.items()), end_stream=True)
+    heard: list[h2.events.Event] = []
+    with server.connect() as client:
+        client.sendall(speech.data_to_send())
+        while not any(isinstance(event, h2.events.StreamEnded) for event in heard):
+            heard += speech.receive_data(client.recv(65536))
+    (answer,) = (event for event in heard if isinstance(event, h2.events.ResponseReceived))
+    assert (b":status", b"505") in answer.headers
+
+
+def test_no_web_sockets(server: Server) -> None:
+    with server.connect() as client:
+        client.sendall(
+            b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        assert status(client.recv(65536)) == 403
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortInUse, match=f"Port {port} of 127.0.0.1 is taken"):
+            listen("127.0.0.1", port)
+
+
+def test_connections_are_tracked_by_a_class_that_hypercorn_uses() -> None:
+    used = vars(hypercorn.asyncio.run)
+    before = used["TCPServer"]
+    try:
+        Connections().track()
+        assert used["TCPServer"] is not before and issubclass(used["TCPServer"], TCPServer)
+    finally:
+        used["TCPServer"] = before

@@ -1,0 +1,192 @@
+"""The API over real sockets, with the built-in model."""
+
+import json
+import re
+import time
+
+import httpx
+import pytest
+
+from tests.server.process import CHAT, ENDLESS, Server, chat, content
+
+HELLO = "Hello there"
+
+
+def test_it_is_alive_and_ready(server: Server) -> None:
+    assert server.get("/healthz").json() == {"status": "ok", "phase": "ready"}
+    assert server.get("/readyz").json() == {"status": "ready", "model": "builtin"}
+
+
+def test_models(server: Server) -> None:
+    listed = server.get("/v1/models").json()
+    assert listed["object"] == "list"
+    first = listed["data"][0]
+    assert (first["id"], first["object"], first["context_length"]) == ("builtin", "model", 8192)
+    assert first["kv"]["bits"] == 8
+    assert server.get("/v1/models/builtin").json() == first
+    assert error_of(server.get("/v1/models/other/one"), 404)["code"] == "model_not_found"
+
+
+def error_of(answer: httpx.Response, status: int) -> dict[str, object]:
+    """The error of an answer, which must have OpenAI's shape."""
+    assert answer.status_code == status, answer.text
+    (name,) = answer.json()
+    error: dict[str, object] = answer.json()[name]
+    assert name == "error" and set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and error["type"] in ("invalid_request_error", "server_error")
+    return error
+
+
+def test_an_answer_is_the_same_whole_and_streamed(server: Server) -> None:
+    whole = server.ask(HELLO, agent="both").json()
+    message, usage = whole["choices"][0]["message"], whole["usage"]
+    assert whole["object"] == "chat.completion" and whole["model"] == "builtin"
+    assert message["role"] == "assistant" and message["content"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+    events = server.stream(HELLO, agent="both", stream_options={"include_usage": True})
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event) for event in events[:-1]]
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert content(events) == message["content"]
+    assert chunks[-2]["choices"][0] == {
+        "index": 0,
+        "delta": {},
+        "finish_reason": "stop",
+        "logprobs": None,
+    }
+    assert chunks[-1]["choices"] == []
+    again = chunks[-1]["usage"]
+    assert again["completion_tokens"] == usage["completion_tokens"]
+    assert again["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
+
+
+def test_usage_is_sent_only_when_asked_for(server: Server) -> None:
+    for options in (None, {}, {"include_usage": False}):
+        events = server.stream(HELLO, stream_options=options)
+        assert not any("usage" in event for event in events)
+
+
+def test_limits_and_stops(server: Server) -> None:
+    short = server.ask(ENDLESS, max_completion_tokens=5).json()
+    assert short["choices"][0]["finish_reason"] == "length"
+    assert short["usage"]["completion_tokens"] == 5
+    whole = server.ask(HELLO).json()["choices"][0]["message"]["content"]
+    word = whole.split()[2]
+    cut = server.ask(HELLO, stop=[word]).json()["choices"][0]
+    assert cut["message"]["content"] == whole[: whole.index(word)]
+    assert cut["finish_reason"] == "stop"
+
+
+def test_a_seed_repeats_an_answer(server: Server) -> None:
+    asked = [server.ask("The", temperature=1.5, seed=7, max_tokens=20).json() for _ in range(2)]
+    first, second = (answer["choices"][0]["message"]["content"] for answer in asked)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"model": "other"}, "model", "model_not_found"),
+        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"n": 2}, "n", "unsupported_parameter"),
+        ({"temperature": "hot"}, "temperature", "invalid_value"),
+        ({"top_k": 1_000_000}, "top_k", "invalid_value"),
+        ({"messages": []}, "messages", "invalid_value"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_field(
+    server: Server, fields: dict[str, object], param: str, code: str, stream: bool
+) -> None:
+    answer = server.post({**chat(HELLO), "stream": stream, **fields})
+    error = error_of(answer, 404 if code == "model_not_found" else 400)
+    assert (error["param"], error["code"]) == (param, code)
+
+
+def test_a_prompt_too_long(server: Server) -> None:
+    error = error_of(server.ask("word " * 9000, stream=True), 400)
+    assert error["code"] == "context_length_exceeded" and "8192" in str(error["message"])
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{", b"[1]", b'{"messages": NaN}', b'{"user": "\\ud800"}', b"[" * 100_000, b"\xff\xfe"],
+    ids=repr,
+)
+def test_a_body_that_is_no_json_changes_nothing(server: Server, raw: bytes) -> None:
+    before = server.get("/v1/agents").json()
+    assert error_of(server.post(raw), 400)["code"] == "invalid_json"
+    assert server.get("/v1/agents").json() == before
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "localhost"}, 200),
+        ({"Origin": "http://localhost:3000"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Authorization": "Bearer whatever"}, 200),
+        ({"X-Agent-ID": "a/b"}, 400),
+    ],
+    ids=str,
+)
+def test_headers_let_in_or_not(server: Server, headers: dict[str, str], status: int) -> None:
+    answer = server.post(chat(HELLO, max_tokens=1), **headers)
+    assert answer.status_code == status, answer.text
+    if status != 200:
+        error_of(answer, status)
+
+
+def test_unknown_paths_and_methods(server: Server) -> None:
+    assert error_of(server.get("/v1/nothing"), 404)["code"] == "not_found"
+    assert error_of(server.get("/v1/agents/ann/"), 400)
+    answer = server.get(CHAT)
+    assert error_of(answer, 405)["code"] == "method_not_allowed"
+    assert answer.headers["allow"] == "POST"
+
+
+def test_every_answer_has_a_request_id(server: Server) -> None:
+    ours = [server.get("/healthz").headers["x-request-id"] for _ in range(2)]
+    assert ours[0] != ours[1] and all(re.fullmatch("req-[0-9a-f]{32}", text) for text in ours)
+    assert server.post(b"", X_Request_ID="mine-1").headers["x-request-id"] == "mine-1"
+    assert server.post(b"", X_Request_ID="no spaces").headers["x-request-id"].startswith("req-")
+
+
+def test_what_agents_have_in_mind(server: Server) -> None:
+    used = server.ask("Remember me", agent="ann").json()["usage"]["total_tokens"]
+    server.ask("Me too", X_Session_ID="x")
+    ann = server.get("/v1/agents/ann").json()
+    assert ann["tokens"] == used and ann["heads"][0]["tokens"] == used
+    server.wait_until(lambda: server.get("/v1/agents/ann").json()["tiers"]["disk"] == used)
+    listed = server.get("/v1/agents").json()
+    assert listed["object"] == "list"
+    (entry,) = [agent for agent in listed["data"] if agent["id"] == "ann"]
+    assert set(entry) == {"id", "object", "tokens", "bytes", "tiers", "last_used"}
+    assert entry["bytes"] > 0 and entry["tiers"] == {"memory": used, "disk": used}
+    assert abs(entry["last_used"] - time.time()) < 60
+
+
+def test_agents_that_are_not_there(server: Server) -> None:
+    assert error_of(server.get("/v1/agents/nobody"), 404)["code"] == "agent_not_found"
+    for name in ("a%2Fb", "..%2F", "%20", "a" * 201):
+        assert error_of(server.get(f"/v1/agents/{name}"), 400)["code"] == "invalid_agent_id"
+
+
+def test_an_odd_session_has_a_name_all_the_same(server: Server) -> None:
+    assert server.post(chat(HELLO), X_Session_ID="../../etc").status_code == 200
+    ids = [agent["id"] for agent in server.get("/v1/agents").json()["data"]]
+    assert any(re.fullmatch("x-[0-9a-f]{32}", name) for name in ids)
+
+
+def test_a_request_leaves_one_line_and_no_prompt(server: Server) -> None:
+    server.post(chat("my secret word"), X_Agent_ID="log", X_Request_ID="log-1")
+    (line,) = [e for e in server.events("request_done") if e["request_id"] == "log-1"]
+    assert line["agent"] == "log" and line["finish"] == "stop"
+    assert line["prompt_tokens"] > 0 and line["completion_tokens"] > 0
+    assert 0 < line["ttft_ms"] <= line["total_ms"]
+    assert "secret" not in server.log()

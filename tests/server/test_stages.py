@@ -1,0 +1,107 @@
+"""The table of stages and its clock, with work of our own in them."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import pytest
+
+from agent_memory import failpoint
+from agent_memory.server import shutdown
+from agent_memory.server.shutdown import BUDGETS_S, STAGES, Shutdown, Stage, Work
+
+
+class Record:
+    """Work that notes when it ran; some stages sleep, some raise."""
+
+    def __init__(self, raising: set[Stage], slow: dict[Stage, float]) -> None:
+        self.ran: list[Stage] = []
+        self.seconds: dict[Stage, float] = {}
+        self._raising = raising
+        self._slow = slow
+
+    def work(self) -> dict[Stage, Work]:
+        return {stage: self._of(stage) for stage in STAGES}
+
+    def _of(self, stage: Stage) -> Work:
+        async def work(seconds: float) -> Mapping[str, object]:
+            self.ran.append(stage)
+            self.seconds[stage] = seconds
+            await asyncio.sleep(self._slow.get(stage, 0))
+            if stage in self._raising:
+                raise RuntimeError("broken")
+            return {"figure": 7}
+
+        return work
+
+
+def record(*raising: Stage, slow: dict[Stage, float] | None = None) -> Record:
+    return Record(set(raising), slow or {})
+
+
+def test_six_stages_fit_below_the_hard_deadline() -> None:
+    assert len(STAGES) == 6
+    assert sum(BUDGETS_S.values()) + 1.5 < shutdown.HARD_DEADLINE_S < 15
+
+
+async def test_each_stage_runs_once_and_in_order() -> None:
+    work = record()
+    six = Shutdown(1, work.work())
+    await six.through(Stage.DRAIN)
+    assert work.ran == [Stage.STOP_ADMISSION, Stage.DRAIN]
+    await asyncio.gather(*(six.through(STAGES[-1]) for _ in range(5)))
+    await six.through(Stage.DRAIN)
+    assert work.ran == list(STAGES)
+    assert six.report() == 0 and six.unfinished() == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_a_stage_that_raises_is_named_and_the_others_run(stage: Stage) -> None:
+    work = record(stage)
+    six = Shutdown(1, work.work())
+    await six.through(STAGES[-1])
+    assert work.ran == list(STAGES)
+    assert six.report() == 70 and six.unfinished() == [stage]
+
+
+async def test_a_stage_that_overruns_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUDGETS_S, Stage.STOP_ADMISSION, 0.05)
+    monkeypatch.setitem(BUDGETS_S, Stage.DRAIN, 0.05)
+    work = record(slow={Stage.STOP_ADMISSION: 60, Stage.DRAIN: 60})
+    six = Shutdown(0.1, work.work())
+    began = time.monotonic()
+    await six.through(STAGES[-1])
+    assert time.monotonic() - began < 1
+    assert work.ran == list(STAGES)
+    assert six.unfinished() == [Stage.STOP_ADMISSION, Stage.DRAIN]
+
+
+async def test_a_stage_gets_what_those_before_it_left_over() -> None:
+    work = record(slow={Stage.DRAIN: 0.2})
+    await Shutdown(30, work.work()).through(STAGES[-1])
+    assert work.seconds[Stage.STOP_ADMISSION] == pytest.approx(0.5, abs=0.1)
+    assert work.seconds[Stage.DRAIN] == pytest.approx(30 + 0.5 + 1.5, abs=0.1)
+    assert work.seconds[Stage.PERSIST] == pytest.approx(32 - 0.2 + 5, abs=0.1)
+    assert work.seconds[Stage.RELEASE_MEMORY] == pytest.approx(42 - 0.2, abs=0.1)
+
+
+async def test_cancelling_who_waits_does_not_stop_the_stages() -> None:
+    work = record(slow={Stage.PERSIST: 0.2})
+    six = Shutdown(1, work.work())
+    waiting = asyncio.create_task(six.through(STAGES[-1]))
+    await asyncio.sleep(0.1)
+    assert six.unfinished() == [Stage.PERSIST]
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert waiting.cancelled()
+    await six.through(STAGES[-1])
+    assert work.ran == list(STAGES) and six.report() == 0
+
+
+async def test_a_failpoint_stands_in_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(failpoint.VARIABLE, "shutdown.persist,other")
+    work = record()
+    six = Shutdown(1, work.work())
+    await six.through(STAGES[-1])
+    assert work.ran == [stage for stage in STAGES if stage is not Stage.PERSIST]
+    assert six.unfinished() == [Stage.PERSIST]
