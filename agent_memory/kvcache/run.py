@@ -52,7 +52,7 @@ class RunBuilder:
             view[:, :, start : start + count] = source.view(payload)[:, :, :count]
 
     def finish(self, length: int) -> Run:
-        """The run of the first `length` tokens: fewer than planned when a block was not to be had."""
+        """The run of the first `length` tokens: fewer than planned when a block was missing."""
         assert 0 < length <= self.length
         del self._views
         by_name = {

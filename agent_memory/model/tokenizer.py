@@ -53,7 +53,7 @@ class ChatTokenizer:
 
 
 class TextStream:
-    """Tokens in, whole characters out.  An incomplete character at the very end is never emitted."""
+    """Tokens in, whole characters out; an incomplete one at the very end is never emitted."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
