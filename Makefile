@@ -6,6 +6,7 @@ BACKEND ?= default
 LOCK := requirements/$(BACKEND).txt
 BIN := .venv/bin
 STAMP := .venv/installed-$(BACKEND)
+FAST = LD_PRELOAD=$$($(BIN)/python -c 'from agent_memory.ops import blas; print(blas.find() or "")')
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
@@ -23,10 +24,10 @@ demo: install  ## show in a minute what is remembered
 	$(BIN)/agent-memory demo $(ARGS)
 
 test: install  ## the fast tests
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(FAST) $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
 test-all: install  ## every test
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(FAST) $(BIN)/python -m pytest -q $(ARGS)
 
 check: install  ## lint, format and types; changes nothing
 	$(BIN)/ruff check .

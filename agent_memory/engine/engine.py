@@ -101,6 +101,7 @@ class Engine:
         self._loaded: LoadedModel | None = None
         self._steps: StepLoop | None = None  # engine thread
         self._settled = asyncio.Event()  # loading has ended, well or not
+        self._idle = asyncio.Event()  # the last active request has ended
         self._leaving = False
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────
@@ -171,9 +172,7 @@ class Engine:
         config = self._config
         loaded = loader.load(self.model_id, config.kv_bits, config.kv_group_size, progress)
         proven = loaded.proven
-        memory = Memory(
-            proven.spec, self._pool, self._store, self._metrics, self._mailbox.send
-        )
+        memory = Memory(proven.spec, self._pool, self._store, self._metrics, self._mailbox.send)
         scheduler = Scheduler(config.step_tokens, MAX_RUNNING)
         self._loaded = loaded
         self._steps = StepLoop(loaded, memory, scheduler, self._mailbox, self._metrics)
@@ -238,6 +237,8 @@ class Engine:
                 yield event
         finally:
             self.num_active -= 1
+            if self.num_active == 0:
+                self._idle.set()
             if not ended:
                 self._mailbox.send(partial(self._steps.cancel, request.id))
 
@@ -303,9 +304,12 @@ class Engine:
     async def drain(self, timeout_s: float, hurry: asyncio.Event) -> dict[str, int]:
         """Stage 2: let requests finish, at most `timeout_s` or until `hurry`; then end the rest."""
         at_first = self.num_active
-        deadline = time.monotonic() + timeout_s
-        while self.num_active and time.monotonic() < deadline and not hurry.is_set():
-            await asyncio.sleep(0.02)
+        if at_first:
+            self._idle.clear()
+            waits = [asyncio.create_task(event.wait()) for event in (self._idle, hurry)]
+            await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
         steps = self._steps
         ended = await self._on_thread(steps.end_all) if steps and self.num_active else 0
         return {"finished": at_first - ended, "ended": ended}
@@ -352,11 +356,14 @@ class Engine:
             gc.collect()
             gc.collect()
             mx.clear_cache()
-            return {
+            figures = {
                 "active_bytes": mx.get_active_memory(),
                 "cache_bytes": mx.get_cache_memory(),
                 "peak_bytes": mx.get_peak_memory(),
             }
+            # A thread that ends with streams open can make the process abort when it exits.
+            mx.clear_streams()
+            return figures
 
         figures = await self._on_thread(free)
         await asyncio.to_thread(self._thread.join, timeout_s)

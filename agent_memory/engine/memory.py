@@ -41,7 +41,7 @@ class Span:
 
 @dataclass(eq=False, slots=True)
 class Restore:
-    """A run being put together.  `todo`: payloads that are here, and whether the pool holds them."""
+    """A run being put together.  `todo`: payloads that are here; the pool holds them, or not."""
 
     spans: list[Span]
     builder: RunBuilder
@@ -155,9 +155,7 @@ class Memory:
         held = payload is not None and self.pool.put(block, payload)
         self._landed(restore, i, self.pool.hold(block.hash) if held else payload, held=held)
 
-    def _landed(
-        self, restore: Restore, i: int, payload: np.ndarray | None, *, held: bool
-    ) -> None:
+    def _landed(self, restore: Restore, i: int, payload: np.ndarray | None, *, held: bool) -> None:
         restore.missing -= 1
         if payload is None:
             restore.failed.add(i)
@@ -229,7 +227,7 @@ class Memory:
                 self.pool.drop(old.hash)
 
     def _commit(self, seq: Sequence, end: int) -> bool:
-        """Copy out the tokens from the last commit to `end` as one block; False if the pool is full."""
+        """Copy the tokens since the last commit out as one block; False: the pool is full."""
         assert seq.kv is not None
         start = seq.num_committed
         parent = seq.chain[-1].hash if seq.chain else self.spec.fingerprint

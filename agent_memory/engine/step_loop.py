@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 import structlog
 
 from agent_memory.engine.mailbox import Mailbox, Stream
@@ -152,9 +153,7 @@ class StepLoop:
         cached = restored.from_memory + restored.from_disk
         self._metrics.cached_tokens.labels("memory").inc(restored.from_memory)
         self._metrics.cached_tokens.labels("disk").inc(restored.from_disk)
-        self._emit(
-            seq, Started(seq.num_prompt, cached, restored.from_memory, restored.from_disk)
-        )
+        self._emit(seq, Started(seq.num_prompt, cached, restored.from_memory, restored.from_disk))
 
     def _launch(self, work: list[Work]) -> Flight | None:
         seqs = [w.seq for w in work]
@@ -188,12 +187,12 @@ class StepLoop:
     def _settle(self, flight: Flight) -> bool:
         """Read the sampled tokens and pass them on; False if the step turns out to have failed."""
         try:
-            mx.eval(flight.tokens)
-            tokens = flight.tokens.tolist() if flight.rows else []
+            tokens = np.array(flight.tokens)  # waits for the step
             for seq in flight.seqs:
                 if seq.state is State.RUNNING:
                     seq.alone = False
-                    self._advance(seq, tokens[flight.rows[seq]] if seq in flight.rows else None)
+                    row = flight.rows.get(seq)
+                    self._advance(seq, None if row is None else int(tokens[row]))
         except Exception as error:
             self._accuse(flight.seqs, error)
             return False

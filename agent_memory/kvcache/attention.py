@@ -4,8 +4,11 @@ In a step every token is a row: the model sees ids of shape [rows, 1] and one po
 Only here rows are told apart by sequence.  Decode rows come first, one per sequence; then come
 prefill chunks, several consecutive rows of one sequence each.
 
-    rows   0   1   2 │ 3 4 5 6 7 │ 8 9          K and V of all rows are packed first and appended to
-           A   B   C │  chunk D  │  E           the tails; what attention then reads is what is kept.
+    rows   0   1   2 │ 3 4 5 6 7 │ 8 9
+           A   B   C │  chunk D  │  E
+
+K and V of all rows are packed first and appended to the tails; what attention then reads is what is
+kept.
 
 A decode row attends to each part by itself and the results are merged by their log-sum-exp, in
 float32 whatever the model's type (as in FlashDecoding, Dao et al. 2023):
@@ -75,7 +78,9 @@ class Rows:
         out, row = [], 0
         for kv, count in self.members:
             q, parts = queries[row : row + count], kv.parts(self.layer)
-            out.append(self._decode(q, parts, scale) if count == 1 else self._chunk(q, parts, scale))
+            out.append(
+                self._decode(q, parts, scale) if count == 1 else self._chunk(q, parts, scale)
+            )
             row += count
         if row < queries.shape[0]:  # rows that only pad the step
             out.append(mx.zeros((queries.shape[0] - row, *out[0].shape[1:]), dtype=out[0].dtype))

@@ -52,10 +52,12 @@ class RunBuilder:
             view[:, :, start : start + count] = source.view(payload)[:, :, :count]
 
     def finish(self, length: int) -> Run:
-        """The run of the first `length` tokens: fewer than planned when a block was not to be had."""
+        """The run of the first `length` tokens: fewer than planned when a block was missing."""
         assert 0 < length <= self.length
         del self._views
-        by_name = {s.name: self._typed(s, a) for s, a in zip(self._slots, self._arrays, strict=True)}
+        by_name = {
+            s.name: self._typed(s, a) for s, a in zip(self._slots, self._arrays, strict=True)
+        }
         parts: dict[int, Part] = {}
         for g, group in enumerate(self.spec.groups):
             k = [by_name[f"{g}.k.{name}"] for name, _, _ in group.k.tensors()]

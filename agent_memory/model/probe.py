@@ -25,7 +25,7 @@ TOLERANCE: dict[mx.Dtype, float] = {mx.float32: 1e-3, mx.float16: 3e-2, mx.bfloa
 
 @dataclass(frozen=True)
 class Proven:
-    """`read`: how decode rows read packed KV.  `mode`: how steps are run ("mixed": all rows at once)."""
+    """`read`: how decode rows read packed KV.  `mode` "mixed": all rows of a step at once."""
 
     spec: KVSpec
     read: Read
@@ -118,8 +118,8 @@ def _plain(model: Module, text: list[int]) -> mx.array:
 def _ours(runner: Runner, texts: list[list[int]]) -> list[dict[int, mx.array]]:
     """Logits by position of two sequences, through every road there is.
 
-    The first starts with a chunk, is copied out and goes on from a run; the second joins later; then
-    both decode together and beside each other's chunks.
+    The first starts with a chunk, is copied out and goes on from a run; the second joins later;
+    then both decode together and beside each other's chunks.
     """
     kvs = [SequenceKV(runner.spec), SequenceKV(runner.spec)]
     out: list[dict[int, mx.array]] = [{}, {}]

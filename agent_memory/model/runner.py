@@ -1,4 +1,4 @@
-"""Runs steps: rows of many sequences through the model in one forward.  The only caller of the model.
+"""Runs steps: rows of many sequences through the model in one forward.  Its only caller.
 
 Knows rows, positions and logits.  Knows nothing of requests, text or why a sequence is in a step.
 Engine thread only.

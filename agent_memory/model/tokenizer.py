@@ -18,7 +18,9 @@ class ChatTokenizer:
     def __init__(self, wrapper: TokenizerWrapper) -> None:
         backend = getattr(wrapper, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
-            raise ModelRefused("The model has no tokenizer.json, which this server reads text with.")
+            raise ModelRefused(
+                "The model has no tokenizer.json, which this server reads text with."
+            )
         self._wrapper = wrapper
         self._backend = backend
         self.end_of_turn = frozenset(int(i) for i in wrapper.eos_token_ids)
@@ -51,7 +53,7 @@ class ChatTokenizer:
 
 
 class TextStream:
-    """Tokens in, whole characters out.  An incomplete character at the very end is never emitted."""
+    """Tokens in, whole characters out; an incomplete one at the very end is never emitted."""
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend

@@ -45,7 +45,7 @@ def preload(environ: Mapping[str, str]) -> None:
     if library is None:
         hint()
         return
-    sys.stderr.write(f"agent-memory: starting again with {library} (--no-preload prevents it)\n")
+    sys.stderr.write(f"agent-memory: starting again with {library}\n")
     sys.stderr.flush()
     front = f"{library}:{preloaded}" if preloaded else str(library)
     again = [sys.executable, *sys.orig_argv[1:]]  # as typed: a script's path, or -m agent_memory

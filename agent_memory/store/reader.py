@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread
 
-import structlog
-
 from agent_memory.block import Block
 from agent_memory.kv_spec import KVSpec
 from agent_memory.metrics import Metrics
 from agent_memory.store.catalog import Catalog
+from agent_memory.store.complaints import Complaints, trace
 from agent_memory.store.files import Bytes, read_file
 from agent_memory.store.format import BlockFile, Rejected, decode
 from agent_memory.store.state_dir import StateDir
@@ -28,8 +27,6 @@ Deliver = Callable[[Block, Bytes | None], None]
 
 _OUR_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """The process is short of something; the file may be good."""
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,8 @@ class Readers:
         self._state = state
         self._catalog = catalog
         self._writer = writer
-        self._metrics = metrics
+        self._rejected = Complaints("block_rejected", metrics.restore_rejected)
+        self._deliver_failures = Complaints("deliver_failed")
         self._queue: SimpleQueue[Read | None] = SimpleQueue()
         self._lock = Lock()
         self._closing = False  # guarded by the lock, with the order of the queue
@@ -82,22 +80,23 @@ class Readers:
             payload = self._payload(job.block, job.spec)
             try:
                 job.deliver(job.block, payload)
-            except Exception:  # theirs; the other reads are still owed
-                log.exception("deliver_failed", block=job.block.hash.hex())
+            except Exception as error:  # theirs; the other reads are still owed
+                self._deliver_failures.add(type(error).__name__, trace=trace(error))
 
     def _payload(self, block: Block, spec: KVSpec) -> Bytes | None:
+        name = block.hash.hex()
         file = self._catalog.file(block.hash)
         if file is None:
-            self._miss(block, "missing")
+            self._rejected.add("missing", block=name)
             return None
         try:
             return self._load(file, spec)
         except Rejected as error:
-            self._miss(block, error.reason)
+            self._rejected.add(error.reason, block=name)
         except FileNotFoundError:
-            self._miss(block, "missing")
+            self._rejected.add("missing", block=name)
         except Exception as error:  # whatever reading does, it is a miss and not the thread's end
-            self._miss(block, "io", error)
+            self._rejected.add("io", block=name, error=trace(error))
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in _OUR_FAULT:
                 return None
         # First the order to quarantine, then out of sight: a block that is put again after this
@@ -111,7 +110,3 @@ class Readers:
         if path.lstat().st_size != file.file_bytes:
             raise Rejected("size")
         return decode(read_file(path), file, spec)
-
-    def _miss(self, block: Block, reason: str, error: Exception | None = None) -> None:
-        self._metrics.restore_rejected.labels(reason=reason).inc()
-        log.warning("block_rejected", block=block.hash.hex(), reason=reason, exc_info=error)

@@ -15,6 +15,7 @@ from agent_memory.metrics import Metrics
 from agent_memory.store import index as rows
 from agent_memory.store.agents import Agents
 from agent_memory.store.catalog import Catalog
+from agent_memory.store.complaints import Complaints
 from agent_memory.store.files import move_into, read_file, sync_folder, write_new
 from agent_memory.store.format import BlockFile, Rejected, identify
 from agent_memory.store.index import HeadRow, Index, Statement
@@ -35,7 +36,10 @@ def recover(state: StateDir, metrics: Metrics) -> tuple[Index, Catalog, Agents]:
         _sweep(state, metrics)
         index, found, heads = _open_index(state)
         try:
-            catalog, agents = _reconcile(state, index, found, heads, metrics)
+            scan = _Scan(state, metrics)
+            scan.run(found)
+            agents = _load_heads(scan.catalog, heads)
+            index.commit(scan.changes + _all_heads(agents))
         except BaseException:
             index.close()
             raise
@@ -44,7 +48,7 @@ def recover(state: StateDir, metrics: Metrics) -> tuple[Index, Catalog, Agents]:
             f"{state.path} cannot be prepared: {error}. "
             "Free some space there or make it writable, or choose another state directory."
         ) from error
-    return index, catalog, agents
+    return index, scan.catalog, agents
 
 
 def _begin(state: StateDir) -> None:
@@ -106,26 +110,46 @@ def _read_index(state: StateDir) -> tuple[Index, _Found, list[HeadRow]]:
         raise
 
 
-def _reconcile(
-    state: StateDir, index: Index, found: _Found, heads: list[HeadRow], metrics: Metrics
-) -> tuple[Catalog, Agents]:
-    """Rows and files agree afterwards: one scan, and only files without a row are read."""
-    catalog, changes = Catalog(), []
-    on_disk = dict(_block_files(state))
-    for block_hash, (file, used) in found.items():
-        size = on_disk.pop(block_hash, None)
-        if size == file.file_bytes:
-            catalog.load(file, used)
-            continue
-        _refuse(state, metrics, block_hash, "missing" if size is None else "size")
-        changes.append(rows.drop_block(block_hash))
-    for block_hash in on_disk:
-        if adopted := _adopt(state, metrics, block_hash):
-            catalog.load(adopted, 0)
-            changes.append(rows.put_block(adopted, 0))
-    agents = _load_heads(catalog, heads)
-    index.commit(changes + _all_heads(agents))
-    return catalog, agents
+class _Scan:
+    """Brings rows and files into agreement: one look at the names and sizes of all files; only
+    those without a row are read."""
+
+    def __init__(self, state: StateDir, metrics: Metrics) -> None:
+        self.catalog = Catalog()
+        self.changes: list[Statement] = []
+        self._state = state
+        self._rejected = Complaints("block_rejected", metrics.restore_rejected)
+
+    def run(self, found: _Found) -> None:
+        on_disk = dict(_block_files(self._state))
+        for block_hash, (file, used) in found.items():
+            size = on_disk.pop(block_hash, None)
+            if size == file.file_bytes:
+                self.catalog.load(file, used)
+            else:
+                self._refuse(block_hash, "missing" if size is None else "size")
+                self.changes.append(rows.drop_block(block_hash))
+        for block_hash in on_disk:
+            self._adopt(block_hash)
+
+    def _adopt(self, block_hash: BlockHash) -> None:
+        """Take a file without a row if it proves to be what its name says."""
+        try:
+            file = identify(read_file(self._state.block_path(block_hash)))
+            if file.block.hash != block_hash:
+                raise Rejected("tokens")
+        except Rejected as error:
+            self._refuse(block_hash, error.reason)
+        except OSError as error:
+            self._refuse(block_hash, "io", error=str(error))
+        else:
+            self.catalog.load(file, 0)
+            self.changes.append(rows.put_block(file, 0))
+
+    def _refuse(self, block_hash: BlockHash, reason: str, **details: str) -> None:
+        self._rejected.add(reason, block=block_hash.hex(), **details)
+        if reason != "missing":
+            move_into(self._state.quarantine, self._state.block_path(block_hash))
 
 
 def _block_files(state: StateDir) -> Iterator[tuple[BlockHash, int]]:
@@ -144,30 +168,6 @@ def _hash_in(name: str) -> BlockHash | None:
     except ValueError:
         return None
     return BlockHash(block_hash) if len(block_hash) == HASH_BYTES else None
-
-
-def _adopt(state: StateDir, metrics: Metrics, block_hash: BlockHash) -> BlockFile | None:
-    """What a file without a row holds, if it proves to be what its name says."""
-    try:
-        file = identify(read_file(state.block_path(block_hash)))
-        if file.block.hash != block_hash:
-            raise Rejected("tokens")
-    except Rejected as error:
-        _refuse(state, metrics, block_hash, error.reason)
-    except OSError as error:
-        log.warning("block_unreadable", block=block_hash.hex(), error=str(error))
-        _refuse(state, metrics, block_hash, "io")
-    else:
-        return file
-    return None
-
-
-def _refuse(state: StateDir, metrics: Metrics, block_hash: BlockHash, reason: str) -> None:
-    """Count a file that will not be used and move it, if it is there, to quarantine."""
-    metrics.restore_rejected.labels(reason=reason).inc()
-    log.warning("block_rejected", block=block_hash.hex(), reason=reason)
-    if reason != "missing":
-        move_into(state.quarantine, state.block_path(block_hash))
 
 
 def _load_heads(catalog: Catalog, heads: list[HeadRow]) -> Agents:

@@ -15,17 +15,13 @@ put right:
 """
 
 import errno
-import math
 import secrets
 import sqlite3
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
-
-import structlog
 
 from agent_memory.block import Block, BlockHash
 from agent_memory.kv_spec import KVSpec
@@ -33,17 +29,15 @@ from agent_memory.metrics import Metrics
 from agent_memory.store import index as rows
 from agent_memory.store.agents import Recorded
 from agent_memory.store.catalog import Catalog, Ticket
+from agent_memory.store.complaints import Complaints, trace
 from agent_memory.store.files import Bytes, flush_drive, move_into, sync_folder, write_new
 from agent_memory.store.format import BlockFile, encode
 from agent_memory.store.index import Index, Statement
 from agent_memory.store.state_dir import StateDir
 
 MAX_BATCH_BLOCKS = 32
-LOG_INTERVAL_S = 60.0
 
 OnWritten = Callable[[BlockHash, bool], None]
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +90,8 @@ class Writer:
         self._queue: SimpleQueue[Job] = SimpleQueue()
         self._lock = Lock()
         self._closing = False  # guarded by the lock, with the order of the queue
-        self._last_logged: dict[str, float] = {}
+        self._failures = Complaints("persist_failed", metrics.persist_errors)
+        self._callback_failures = Complaints("on_written_failed")
         self._thread = Thread(target=self._run, name="store-writer")
         self._thread.start()
 
@@ -229,17 +224,12 @@ class Writer:
         present = self._catalog.settle(job.ticket, file)
         try:
             job.on_written(job.block.hash, present)
-        except Exception:  # theirs; the other callbacks of the batch are still owed
-            log.exception("on_written_failed", block=job.block.hash.hex())
+        except Exception as error:  # theirs; the other callbacks of the batch are still owed
+            self._callback_failures.add(type(error).__name__, trace=trace(error))
 
     def _complain(self, error: Exception) -> None:
-        """Count every failure; log the first of its kind in a minute."""
-        name = _errno_name(error)
-        self._metrics.persist_errors.labels(errno=name).inc()
-        now = time.monotonic()
-        if now - self._last_logged.get(name, -math.inf) >= LOG_INTERVAL_S:
-            self._last_logged[name] = now
-            log.error("persist_failed", errno=name, path=str(self._state.path), exc_info=error)
+        known = isinstance(error, OSError | sqlite3.Error)
+        self._failures.add(_errno_name(error), error=str(error) if known else trace(error))
 
 
 def _changes(batch: list[Job], written: _Written) -> tuple[list[Statement], set[BlockHash]]:

@@ -14,7 +14,7 @@ from agent_memory.errors import PortInUse
 from agent_memory.server.connections import Connections
 from agent_memory.server.gate import MAX_BODY_BYTES, MAX_IGNORED_BYTES
 from agent_memory.server.run import listen
-from tests.server.process import ENDLESS, Server, chat, post_head, raw_post, read_until
+from tests.process import ENDLESS, Server, chat, post_head, raw_post, read_until
 
 
 def read_all(client: socket.socket) -> bytes:

@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from tests.server.process import CHAT, ENDLESS, Server, chat, content
+from tests.process import CHAT, ENDLESS, Server, chat, content
 
 HELLO = "Hello there"
 

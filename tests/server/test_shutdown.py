@@ -16,7 +16,7 @@ from agent_memory.metrics import Metrics
 from agent_memory.server.shutdown import STAGES
 from agent_memory.store.block_store import BlockStore
 from agent_memory.store.state_dir import StateDir
-from tests.server.process import ENDLESS, Server, chat, content, post_head, raw_post, read_until
+from tests.process import ENDLESS, Server, chat, content, post_head, raw_post, read_until
 
 PROMISE_S = 15.0
 """On top of the drain time-out."""

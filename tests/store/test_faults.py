@@ -1,5 +1,6 @@
 """Disks that fill up, files that go bad while open, an index that cannot be written."""
 
+import io
 import resource
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from agent_memory.block import Block, chain
@@ -35,10 +37,10 @@ def test_a_full_disk_fails_the_block_and_nothing_else(opener: Opener, blocks: li
     store = opener.open()
     opener.put(blocks[0])
     with no_file_above(20_000), capture_logs() as logs:
-        assert opener.put(blocks[1], blocks[1]) == [False, False]
         assert opener.put(blocks[1]) == [False]
-    assert [log["errno"] for log in logs] == ["EFBIG"]
-    assert opener.metric("persist_errors_total", errno="EFBIG") == 3
+        assert opener.put(blocks[1]) == [False]
+    assert [log["kind"] for log in logs] == ["EFBIG"]
+    assert opener.metric("persist_errors_total", errno="EFBIG") == 2
     assert not store.pending(blocks[1].hash) and store.find(blocks[1].hash) is None
     assert not list(opener.state.tmp.iterdir()) and not opener.file(blocks[1]).exists()
     store.check()
@@ -51,7 +53,7 @@ def test_small_blocks_of_the_batch_are_written_beside_one_too_large(
 ) -> None:
     small = chain(spec.fingerprint, [1])[0]
     opener.open()
-    with no_file_above(30_000):
+    with no_file_above(56_000):
         assert opener.put(small, blocks[0], small) == [True, False, True]
     assert opener.read(small)
 
@@ -88,6 +90,26 @@ def test_a_head_whose_record_failed_comes_back_with_the_next(
     opener.open()
     agent = opener.store.agents.get("a")
     assert agent is not None and [head.chain for head in agent.heads] == [tuple(blocks)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device to log to")
+def test_a_log_on_the_full_disk_takes_nothing_down(opener: Opener, blocks: list[Block]) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("theirs")
+
+    store = opener.open()
+    with io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True) as full:
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(full))
+        try:
+            assert not opener.read(blocks[0])
+            opener.file(blocks[0]).parent.rmdir()
+            assert opener.put(blocks[0]) == [False]
+            store.read(blocks[0], opener.spec, fail)
+            store.put(blocks[1], opener.payload_of(blocks[1]), opener.spec, fail)
+            assert opener.put(blocks[2]) == [True]
+            assert opener.read(blocks[1]) and opener.read(blocks[2])
+        finally:
+            structlog.reset_defaults()
 
 
 def test_a_folder_that_went_away(opener: Opener, blocks: list[Block]) -> None:
