@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from agent_memory import failpoint as failpoints
 from tests.source import ROOT
 
 START_S = 60
@@ -22,7 +23,7 @@ CHAT = "/v1/chat/completions"
 class Server:
     """On a free port, with `folder` for its state and its log.  `end` it, or use `with`."""
 
-    def __init__(self, folder: Path, *flags: str, port: int = 0, **environ: str) -> None:
+    def __init__(self, folder: Path, *flags: str, port: int = 0, failpoint: str = "") -> None:
         self.state_dir = folder / "state"
         self._log = folder / "log"
         command = [
@@ -30,10 +31,9 @@ class Server:
             *("--state-dir", str(self.state_dir), "--log-format", "json", *flags),
         ]
         clean = {name: text for name, text in os.environ.items() if "AGENT_MEMORY" not in name}
+        environ = {**clean, failpoints.VARIABLE: failpoint}
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**clean, **environ}, cwd=ROOT
-            )
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environ, cwd=ROOT)
         try:
             self.port: int = self.wait_for_event("server_listening")["port"]
         except AssertionError:
@@ -127,7 +127,7 @@ class Server:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 512)
         client.connect(("127.0.0.1", self.port))
-        before = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 6
+        before = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8
         client.sendall(before + raw_post(chat(ENDLESS, stream=True, **fields)))
         self.wait_until(lambda: self.metric("stalled_connections") == 1)
         return client
@@ -163,6 +163,13 @@ def post_head(length: int, *more: str) -> bytes:
         *more,
     ]
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
+
+
+def read_until(client: socket.socket, end: bytes) -> bytes:
+    data = b""
+    while end not in data and (piece := client.recv(65536)):
+        data += piece
+    return data
 
 
 def content(events: Iterable[str]) -> str:

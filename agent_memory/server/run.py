@@ -1,7 +1,7 @@
 """The process that serves: port first, then everything else, and out again in order.
 
     bind ─► open the store, begin to load ─► serve … signal ─► stages 1, 2 ─► connections end
-         ─► stages 3 to 6 ─► exit status
+         ─► stages 3 to 6 ─► exit
 
 The first SIGTERM or SIGINT begins the end, every further one leaves running requests no more time.
 Main thread, event loop.
@@ -10,9 +10,11 @@ Main thread, event loop.
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
-from typing import cast
+import sys
+from typing import Never, cast
 
 import hypercorn.asyncio
 import hypercorn.config
@@ -34,11 +36,19 @@ GRACEFUL_S = 3.0  # Hypercorn's own patience: above both, so that ours ends firs
 log = structlog.get_logger(__name__)
 
 
-def main(config: Config, state_dir: StateDir) -> int:
-    """Serve until told to stop; the exit status.  Raises StartError."""
+def main(config: Config, state_dir: StateDir) -> Never:
+    """Serve until told to stop, and end the process.  Raises StartError.
+
+    The interpreter's own end is left out: native threads are still taking down what they kept for
+    themselves, MLX its compiled functions, and who asks for a dying interpreter is aborted.
+    """
     logs.configure(config.log_format)
     with listen(config.host, config.port) as listener:
-        return asyncio.run(_serve(config, state_dir, listener))
+        status = asyncio.run(_serve(config, state_dir, listener))
+    state_dir.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -117,7 +117,7 @@ class Shutdown:
 
 
 def leave_within(seconds: float, unfinished: Callable[[], list[str]]) -> None:
-    """The last resort.  Never called off, so that it covers the end of the interpreter as well."""
+    """The last resort: ends the process whatever the event loop does.  Never called off."""
 
     def leave() -> None:
         time.sleep(seconds)

@@ -14,7 +14,7 @@ from agent_memory.errors import PortInUse
 from agent_memory.server.connections import Connections
 from agent_memory.server.gate import MAX_BODY_BYTES, MAX_IGNORED_BYTES
 from agent_memory.server.run import listen
-from tests.process import ENDLESS, Server, chat, post_head, raw_post
+from tests.process import ENDLESS, Server, chat, post_head, raw_post, read_until
 
 
 def read_all(client: socket.socket) -> bytes:
@@ -67,13 +67,6 @@ def test_a_reader_that_stalls_does_not_hold_the_others(server: Server) -> None:
         assert server.ask("Hello").status_code == 200
         server.wait_until(lambda: is_idle(server))
         assert b"data: [DONE]" in read_until(client, b"data: [DONE]")
-
-
-def read_until(client: socket.socket, end: bytes) -> bytes:
-    data = b""
-    while end not in data and (piece := client.recv(65536)):
-        data += piece
-    return data
 
 
 def test_a_body_too_large(server: Server) -> None:

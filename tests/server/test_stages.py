@@ -1,6 +1,9 @@
 """The table of stages and its clock, with work of our own in them."""
 
 import asyncio
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 
@@ -9,6 +12,7 @@ import pytest
 from agent_memory import failpoint
 from agent_memory.server import shutdown
 from agent_memory.server.shutdown import BUDGETS_S, STAGES, Shutdown, Stage, Work
+from tests.source import ROOT
 
 
 class Record:
@@ -96,6 +100,23 @@ async def test_cancelling_who_waits_does_not_stop_the_stages() -> None:
     assert waiting.cancelled()
     await six.through(STAGES[-1])
     assert work.ran == list(STAGES) and six.report() == 0
+
+
+def test_the_last_resort_ends_a_process_that_hangs() -> None:
+    program = """
+import time
+from agent_memory.server import logs, shutdown
+logs.configure("json")
+shutdown.leave_within(0.2, lambda: ["persist"])
+time.sleep(60)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert run.returncode == 70
+    event = json.loads(run.stderr.splitlines()[0])
+    assert (event["event"], event["failed"]) == ("server_shutdown_incomplete", ["persist"])
+    assert "most recent call first" in run.stderr
 
 
 async def test_a_failpoint_stands_in_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
