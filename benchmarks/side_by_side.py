@@ -1,4 +1,4 @@
-"""Ours beside mlx_lm.server, in one run: cold, restored after a restart, and while a prompt arrives.
+"""Ours beside mlx_lm.server in one run: cold, restored after a restart, while a prompt arrives.
 
     python -m benchmarks.side_by_side [--rounds 9] [--json FILE]
 
