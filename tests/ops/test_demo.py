@@ -81,6 +81,7 @@ def test_for_people_there_is_a_table_and_a_kept_directory_to_go_on_with(tmp_path
     assert "server_shutdown_complete" in (home / "server-2.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_end_cleanly_fails_the_demo(tmp_path: Path) -> None:
     done = demo(tmp_path, AGENT_MEMORY_FAILPOINTS="shutdown.unload_model")
     assert done.returncode == 1
@@ -138,3 +139,9 @@ def test_a_good_outcome_has_no_problems() -> None:
 def test_what_is_not_as_promised_is_a_problem(change: dict[str, Any], problem: str) -> None:
     turns = [COLD, AGAIN, dataclasses.replace(RESTARTED, **change), GONE_ON]
     assert Outcome("builtin", 8, turns).problems() == [problem]
+
+
+def test_a_server_that_failed_to_stop_is_a_problem() -> None:
+    stops = [Stopped(0, []), Stopped(70, [])]
+    problems = Outcome("builtin", 8, list(GOOD), stops).problems()
+    assert problems == ["the server ended with status 70"]
