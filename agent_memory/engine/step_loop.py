@@ -163,7 +163,7 @@ class StepLoop:
             if sampling:
                 tokens = sample(logits, [s.draw(len(s.tokens) + s.in_flight) for s in sampling])
             else:
-                tokens = logits  # nothing is wanted, but everything must be computed
+                tokens = mx.argmax(logits)  # nothing is wanted, but everything must be computed
             mx.async_eval(tokens)
         except Exception as error:
             self._accuse(seqs, error)
