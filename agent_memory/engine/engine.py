@@ -30,7 +30,6 @@ from agent_memory.errors import (
     AgentMemoryError,
     BadRequest,
     ContextLengthExceeded,
-    ModelRefused,
     Unavailable,
 )
 from agent_memory.kvcache.block_pool import BlockPool
@@ -136,7 +135,7 @@ class Engine:
         """The engine thread."""
         try:
             self._load()
-        except (AgentMemoryError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever it is, the thread must go on to answer and to end
             self._load_failed(error)
         while not self._leaving:
             try:
@@ -202,9 +201,9 @@ class Engine:
 
     def _load_failed(self, error: Exception) -> None:
         """Engine thread."""
-        self.failure = str(error)
+        known = isinstance(error, AgentMemoryError)
+        self.failure = str(error) if known else f"{type(error).__name__}: {error}"
         if not isinstance(error, LoadCancelled):
-            known = isinstance(error, ModelRefused)
             log.error("model_failed", reason=self.failure, exc_info=None if known else error)
         self._load_settled(Phase.FAILED)
 
