@@ -150,13 +150,20 @@ class Engine:
         steps = None if self.phase is Phase.STOPPED else self._steps
         busy = steps is not None and steps.has_work
         if steps is not None and not busy:
-            steps.check()
+            self._check(steps)
         command = self._mailbox.take(wait=not busy)
         while command is not None:
             command()
             command = self._mailbox.take(wait=False)
         if busy and steps is not None:
             steps.turn()
+
+    def _check(self, steps: StepLoop) -> None:
+        """Engine thread.  What is found is told; commands must still be taken after it."""
+        try:
+            steps.check()
+        except AssertionError:
+            log.exception("check_failed")
 
     def _load(self) -> None:
         """Engine thread."""
@@ -252,6 +259,14 @@ class Engine:
             )
         if not request.prompt:
             raise BadRequest("The prompt is empty.", param="messages")
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise BadRequest("max_tokens must be at least 1.", param="max_tokens")
+        if min(request.prompt) < 0 or max(request.prompt) >= self.model.vocab_size:
+            raise BadRequest(
+                f"The prompt holds token ids outside 0 to {self.model.vocab_size - 1}, which the "
+                "model does not know.",
+                param="messages",
+            )
         if request.sampling.top_k > self.model.vocab_size:
             raise BadRequest(
                 f"top_k is {request.sampling.top_k}, but the model knows only "
