@@ -215,6 +215,8 @@ class Memory:
         self.commit_full(seq)
         if seq.num_committed < seq.num_kept:
             self._commit(seq, seq.num_kept)
+        left_out = seq.num_kept - seq.num_committed
+        self.metrics.commits_skipped.inc(-(-left_out // BLOCK_TOKENS))
         if not seq.chain:
             return
         for block in seq.chain:
@@ -233,9 +235,9 @@ class Memory:
         parent = seq.chain[-1].hash if seq.chain else self.spec.fingerprint
         block = Block.of(parent, token_bytes(seq.tokens[start:end]))
         if self._find(block) is None:
-            if not self.pool.put(block, seq.kv.copy_out(start, end)):
-                self.metrics.commits_skipped.inc()
+            if not self.pool.make_room(self.spec.payload_bytes(end - start)):
                 return False
+            self.pool.put(block, seq.kv.copy_out(start, end))
             self.metrics.blocks_committed.inc()
         seq.chain.append(block)
         self._persist(seq, block)
