@@ -334,15 +334,16 @@ class Engine:
         await self._on_thread(lambda: None)  # the last turn's commits are with the writer now
         dirty = self._store.pending_bytes
         flushed = await asyncio.to_thread(self._store.flush, timeout_s)
-        blocks, held = len(self._pool), await self._on_thread(self._evict)
         closed = await asyncio.to_thread(self._store.close, deadline - time.monotonic() + 1.0)
+        blocks, held = await self._on_thread(self._evict)  # after the store's last word
         if not (flushed and closed):
             raise TimeoutError(f"{self._store.pending_bytes} bytes were not on disk in time")
         return {"written_bytes": dirty, "evicted_blocks": blocks, "held_blocks": held}
 
-    def _evict(self) -> int:
+    def _evict(self) -> tuple[int, int]:
         """Engine thread."""
-        return self._pool.clear()
+        blocks = len(self._pool)
+        return blocks, self._steps.memory.clear() if self._steps else self._pool.clear()
 
     async def stop(self) -> dict[str, int]:
         """Stage 4: the step loop ends; the thread stays for the next two stages."""

@@ -252,9 +252,13 @@ class Memory:
             return
 
         def written(block_hash: BlockHash, _ok: bool) -> None:
-            self._post(lambda: self.pool.release(block_hash))
+            self._post(lambda: self._written(block_hash))
 
         self.store.put(block, self.pool.hold(block.hash), self.spec, written)
+
+    def _written(self, block_hash: BlockHash) -> None:
+        if block_hash in self.pool:  # else the pool was cleared before the store was done
+            self.pool.release(block_hash)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────
 
@@ -263,6 +267,11 @@ class Memory:
         for restore in self._restores.values():
             if seq in restore.waiting:
                 restore.waiting.remove(seq)
+
+    def clear(self) -> int:
+        """At the end of the process: forget restores under way and all blocks; -> blocks held."""
+        self._restores.clear()
+        return self.pool.clear()
 
     def check(self) -> None:
         self.pool.check()
