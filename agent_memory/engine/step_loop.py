@@ -120,7 +120,7 @@ class StepLoop:
         """False: nothing changes until a command comes (a request, or a block from the disk)."""
         return (
             self._flight is not None
-            or bool(self.scheduler.waiting)
+            or self.scheduler.can_admit
             or self.memory.can_advance
             or any(seq.state is State.RUNNING for seq in self.scheduler.admitted)
         )
