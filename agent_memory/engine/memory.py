@@ -178,9 +178,11 @@ class Memory:
 
     def _write(self, restore: Restore, i: int, payload: np.ndarray, held: bool) -> int:
         span = restore.spans[i]
-        restore.builder.write(span.start, span.count, span.block.num_tokens, payload)
         if held:
-            self.pool.release(span.block.hash)
+            self.pool.release(span.block.hash)  # the payload itself stays until it is written
+        restore.failed.add(i)
+        restore.builder.write(span.start, span.count, span.block.num_tokens, payload)
+        restore.failed.discard(i)  # only what has been written whole is used
         return payload.nbytes
 
     def _complete(self, restore: Restore) -> list[Restored]:
