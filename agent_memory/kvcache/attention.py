@@ -70,8 +70,13 @@ class Rows:
         self.offset = offset
         self.read = read
 
-    def make_mask(self, *_args: object, **_kwargs: object) -> None:
-        return None
+    def make_mask(self, _rows: int, *, window_size: int | None = None, **_: object) -> None:
+        """None: which tokens a row may see is known here."""
+        if window_size is not None:
+            raise ModelRefused(
+                f"This model sees only the last {window_size} tokens, which is not supported yet. "
+                "Choose a model with full attention."
+            )
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple["Rows", "Rows"]:
         """keys, values: [rows, kv_heads, 1, dim]."""
@@ -187,6 +192,10 @@ class Dispatch:
             return self.original(
                 queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
             )
-        if sinks is not None:
-            raise ModelRefused("This model has attention sinks, which are not supported yet.")
+        if sinks is not None or isinstance(mask, mx.array):
+            what = "masks" if sinks is None else "sinks"
+            raise ModelRefused(
+                f"This model has attention {what} of its own, which are not supported yet. "
+                "Choose a model with ordinary attention."
+            )
         return keys.attend(queries, scale)
