@@ -146,10 +146,10 @@ class Engine:
                     self._steps.fail_all()
 
     def _turn(self) -> None:
-        """Engine thread.  On the way to idleness every owner of state is checked."""
+        """Engine thread.  When the last request has ended every owner of state is checked."""
         steps = None if self.phase is Phase.STOPPED else self._steps
         busy = steps is not None and steps.has_work
-        if steps is not None and not busy:
+        if steps is not None and not len(steps.scheduler):
             self._check(steps)
         command = self._mailbox.take(wait=not busy)
         while command is not None:

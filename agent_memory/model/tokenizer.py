@@ -66,7 +66,7 @@ class TextStream:
 class StopMatcher:
     """Finds stop strings in text that arrives in pieces; nothing from a stop string on gets out.
 
-    The one that is complete first counts, of several the longest, wherever the pieces begin and end.
+    The one that is complete first counts, of several the longest, wherever the pieces begin.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
