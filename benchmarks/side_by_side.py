@@ -73,7 +73,8 @@ def ours(stack: ExitStack, folder: Path, kv_bits: str) -> ServerProcess:
     flags = ["--state-dir", str(folder / f"state-{kv_bits}"), "--kv-bits", kv_bits]
     flags += ["--step-tokens", str(STEP_TOKENS)]
     server = ServerProcess(flags, folder / f"log-{kv_bits}-{time.monotonic_ns()}")
-    return stack.enter_context(server)
+    stack.enter_context(server).wait_loaded()
+    return server
 
 
 def first_token_ms(port: int, agent: str, messages: list[dict[str, str]]) -> tuple[float, int, str]:

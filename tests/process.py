@@ -2,10 +2,7 @@
 
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,62 +11,36 @@ from typing import Any
 import httpx
 
 from agent_memory import failpoint as failpoints
-from tests.source import ROOT
+from agent_memory.ops import blas
+from agent_memory.ops.process import Line, ServerProcess
 
 START_S = 60
 CHAT = "/v1/chat/completions"
 
 
-class Server:
-    """On a free port, with `folder` for its state and its log.  `end` it, or use `with`."""
+class Server(ServerProcess):
+    """With `folder` for its state and its log."""
 
     def __init__(self, folder: Path, *flags: str, port: int = 0, failpoint: str = "") -> None:
         self.state_dir = folder / "state"
         self._log = folder / "log"
-        command = [
-            *(sys.executable, "-m", "agent_memory", "serve", "--port", str(port)),
-            *("--state-dir", str(self.state_dir), "--log-format", "json", *flags),
-        ]
-        clean = {name: text for name, text in os.environ.items() if "AGENT_MEMORY" not in name}
-        environ = {**clean, failpoints.VARIABLE: failpoint}
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environ, cwd=ROOT)
-        try:
-            self.port: int = self.wait_for_event("server_listening")["port"]
-        except AssertionError:
-            self.end()
-            raise
+        own = ["--port", str(port), "--state-dir", str(self.state_dir)]
+        ours = [name for name in os.environ if name.startswith("AGENT_MEMORY_")]
+        unset = {name: "" for name in ours if name != blas.GUARD}  # an empty one is not set
+        super().__init__([*own, *flags], self._log, {**unset, failpoints.VARIABLE: failpoint})
         self.url = f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> "Server":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
 
     # what it says
 
     def log(self) -> str:
         return self._log.read_text()
 
-    def events(self, name: str) -> list[dict[str, Any]]:
-        lines = [line for line in self.log().splitlines() if line.startswith("{")]
-        return [event for event in map(json.loads, lines) if event["event"] == name]
+    def events(self, name: str) -> list[Line]:
+        return [line for line in self.lines() if line["event"] == name]
 
-    def event(self, name: str) -> dict[str, Any]:
+    def event(self, name: str) -> Line:
         (event,) = self.events(name)
         return event
-
-    def wait_for_event(self, name: str) -> dict[str, Any]:
-        self.wait_until(lambda: self.process.poll() is not None or bool(self.events(name)))
-        found = self.events(name)
-        assert found, f"no {name}, exit {self.process.poll()}:\n{self.log()}"
-        return found[0]
 
     def wait_ready(self) -> "Server":
         self.wait_until(lambda: self.get("/readyz").status_code == 200)
@@ -131,16 +102,6 @@ class Server:
         client.sendall(before + raw_post(chat(ENDLESS, stream=True, **fields)))
         self.wait_until(lambda: self.metric("stalled_connections") == 1)
         return client
-
-    # how it ends
-
-    def signal(self, number: signal.Signals = signal.SIGTERM) -> float:
-        """When it was sent, on the monotonic clock."""
-        self.process.send_signal(number)
-        return time.monotonic()
-
-    def wait(self, timeout_s: float) -> int:
-        return self.process.wait(timeout_s)
 
 
 def chat(text: str, **fields: object) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from agent_memory.ops.process import ServerProcess
 
 MAX_TOKENS = 40
 LOG_S = 10.0
-NUM_STEPS = 2 * 2 + 4 * len(AGENTS)  # two starts and stops, and every turn
+NUM_STEPS = 2 * 3 + 4 * len(AGENTS)  # two starts, loads and stops, and every turn
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
@@ -86,9 +86,11 @@ class Demo:
         with self._report.step("starting the server"):
             server = ServerProcess(self._flags, log_file)
         with server:
-            self._report.started(server)
-            self._outcome.model = server.loaded["model"]
-            self._outcome.kv_bits = server.loaded["bits"]
+            with self._report.step("loading the model"):
+                loaded = server.wait_loaded()
+            self._report.started(server, loaded)
+            self._outcome.model = loaded["model"]
+            self._outcome.kv_bits = loaded["bits"]
             with Client(server.port) as client:
                 client.chat("warm-up", [user("Hello!")], MAX_TOKENS)
                 yield server, client

@@ -62,10 +62,10 @@ class Report:
         for agent in agents:
             self.say(f"  {agent.name}: {'; '.join(agent.facts)}")
 
-    def started(self, server: ServerProcess) -> None:
+    def started(self, server: ServerProcess, loaded: Line) -> None:
         for text in server.early:
             self.say(text, "dim")
-        model, bits = server.loaded["model"], server.loaded["bits"]
+        model, bits = loaded["model"], loaded["bits"]
         kept = f"memory in {bits} bits" if bits else "memory unquantized"
         self.say(f"server {server.pid}: port {server.port}, {model} model, {kept}")
 

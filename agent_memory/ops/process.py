@@ -5,14 +5,15 @@ waits for its reader and outlives it in order.  Knows nothing of HTTP.  Main thr
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from agent_memory.errors import ServerFailed
 
@@ -37,25 +38,31 @@ class Stopped:
 class ServerProcess:
     """Use it in `with`: whatever happens inside, no server is left behind.
 
-    `port` and `loaded`, the line that says how the model is kept, are known once it is made.
+    `port` is known once it is made, on a free one unless the flags name one.  `environ`: variables
+    on top of our own.
     """
 
-    def __init__(self, flags: Sequence[str], log_file: Path) -> None:
+    def __init__(
+        self, flags: Sequence[str], log_file: Path, environ: Mapping[str, str] | None = None
+    ) -> None:
         self._log_file = log_file
         command = [sys.executable, "-m", "agent_memory", "serve", "--host", "127.0.0.1"]
         command += ["--port", "0", "--log-format", "json", *flags]
         with log_file.open("wb") as log:
             self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **(environ or {})},
             )
         try:
             self.port = int(self.wait_for("server_listening", START_S)["port"])
-            self.loaded = self.wait_for("model_ready", START_S, or_fail="model_failed")
         except BaseException:
             self.end()
             raise
 
-    def __enter__(self) -> "ServerProcess":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -69,6 +76,19 @@ class ServerProcess:
     def early(self) -> list[str]:
         """What was said before there was a log: hints, for people."""
         return [line["text"] for line in self.lines() if "text" in line]
+
+    def wait_loaded(self) -> Line:
+        """The line that says how the model is kept.  Raises ServerFailed."""
+        return self.wait_for("model_ready", START_S, or_fail="model_failed")
+
+    def signal(self, number: signal.Signals = signal.SIGTERM) -> float:
+        """When it was sent, on the monotonic clock."""
+        self._child.send_signal(number)
+        return time.monotonic()
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit status.  Raises subprocess.TimeoutExpired."""
+        return self._child.wait(timeout_s)
 
     def lines(self) -> list[Line]:
         """All so far; a line still being written is not among them."""
@@ -101,9 +121,9 @@ class ServerProcess:
 
     def stop(self) -> Stopped:
         """SIGTERM, as an operator would, and wait.  Raises ServerFailed if it does not end."""
-        self._child.send_signal(signal.SIGTERM)
+        self.signal()
         try:
-            exit_code = self._child.wait(STOP_S)
+            exit_code = self.wait(STOP_S)
         except subprocess.TimeoutExpired as error:
             raise ServerFailed(f"The server did not end within {STOP_S:.0f} s.") from error
         return Stopped(exit_code, [x for x in self.lines() if x["event"] == "shutdown_stage"])

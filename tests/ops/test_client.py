@@ -19,6 +19,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("server")
     flags = ["--model", "builtin", "--state-dir", str(folder / "state")]
     with ServerProcess(flags, folder / "log") as server:
+        server.wait_loaded()
         yield server
 
 
@@ -53,8 +54,9 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_loaded_is_told_and_no_server_is_left(tmp_path: Path) -> None:
     flags = ["--model", str(tmp_path), "--state-dir", str(tmp_path / "state")]
-    with pytest.raises(ServerFailed, match="The server failed: "):
-        ServerProcess(flags, tmp_path / "log")
+    with ServerProcess(flags, tmp_path / "log") as server:
+        with pytest.raises(ServerFailed, match="The server failed: "):
+            server.wait_loaded()
     assert "server_shutdown_complete" in (tmp_path / "log").read_text()
 
 
