@@ -13,7 +13,8 @@
     │   ├── PortInUse             69
     │   ├── StateDirError         73
     │   ├── StateDirLocked        75
-    │   └── ConfigError           78
+    │   ├── ConfigError           78
+    │   └── ServerFailed          70  the server that a command started or asked
     └── ModelRefused          a model that cannot be loaded or cannot be proven right
 
 A damaged block is none of these: it is a miss.  Messages tell the reader what to do next.
@@ -117,3 +118,7 @@ class StateDirLocked(StartError):
 
 class ConfigError(StartError):
     exit_code = 78
+
+
+class ServerFailed(StartError):
+    pass

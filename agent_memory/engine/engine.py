@@ -30,7 +30,6 @@ from agent_memory.errors import (
     AgentMemoryError,
     BadRequest,
     ContextLengthExceeded,
-    ModelRefused,
     Unavailable,
 )
 from agent_memory.kvcache.block_pool import BlockPool
@@ -136,7 +135,7 @@ class Engine:
         """The engine thread."""
         try:
             self._load()
-        except (AgentMemoryError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever it is, the thread must go on to answer and to end
             self._load_failed(error)
         while not self._leaving:
             try:
@@ -147,17 +146,24 @@ class Engine:
                     self._steps.fail_all()
 
     def _turn(self) -> None:
-        """Engine thread.  On the way to idleness every owner of state is checked."""
+        """Engine thread.  When the last request has ended every owner of state is checked."""
         steps = None if self.phase is Phase.STOPPED else self._steps
         busy = steps is not None and steps.has_work
-        if steps is not None and not busy:
-            steps.check()
+        if steps is not None and not len(steps.scheduler):
+            self._check(steps)
         command = self._mailbox.take(wait=not busy)
         while command is not None:
             command()
             command = self._mailbox.take(wait=False)
         if busy and steps is not None:
             steps.turn()
+
+    def _check(self, steps: StepLoop) -> None:
+        """Engine thread.  What is found is told; commands must still be taken after it."""
+        try:
+            steps.check()
+        except AssertionError:
+            log.exception("check_failed")
 
     def _load(self) -> None:
         """Engine thread."""
@@ -202,9 +208,9 @@ class Engine:
 
     def _load_failed(self, error: Exception) -> None:
         """Engine thread."""
-        self.failure = str(error)
+        known = isinstance(error, AgentMemoryError)
+        self.failure = str(error) if known else f"{type(error).__name__}: {error}"
         if not isinstance(error, LoadCancelled):
-            known = isinstance(error, ModelRefused)
             log.error("model_failed", reason=self.failure, exc_info=None if known else error)
         self._load_settled(Phase.FAILED)
 
@@ -253,6 +259,14 @@ class Engine:
             )
         if not request.prompt:
             raise BadRequest("The prompt is empty.", param="messages")
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise BadRequest("max_tokens must be at least 1.", param="max_tokens")
+        if min(request.prompt) < 0 or max(request.prompt) >= self.model.vocab_size:
+            raise BadRequest(
+                f"The prompt holds token ids outside 0 to {self.model.vocab_size - 1}, which the "
+                "model does not know.",
+                param="messages",
+            )
         if request.sampling.top_k > self.model.vocab_size:
             raise BadRequest(
                 f"top_k is {request.sampling.top_k}, but the model knows only "
@@ -320,15 +334,16 @@ class Engine:
         await self._on_thread(lambda: None)  # the last turn's commits are with the writer now
         dirty = self._store.pending_bytes
         flushed = await asyncio.to_thread(self._store.flush, timeout_s)
-        blocks, held = len(self._pool), await self._on_thread(self._evict)
         closed = await asyncio.to_thread(self._store.close, deadline - time.monotonic() + 1.0)
+        blocks, held = await self._on_thread(self._evict)  # after the store's last word
         if not (flushed and closed):
             raise TimeoutError(f"{self._store.pending_bytes} bytes were not on disk in time")
         return {"written_bytes": dirty, "evicted_blocks": blocks, "held_blocks": held}
 
-    def _evict(self) -> int:
+    def _evict(self) -> tuple[int, int]:
         """Engine thread."""
-        return self._pool.clear()
+        blocks = len(self._pool)
+        return blocks, self._steps.memory.clear() if self._steps else self._pool.clear()
 
     async def stop(self) -> dict[str, int]:
         """Stage 4: the step loop ends; the thread stays for the next two stages."""

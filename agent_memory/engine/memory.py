@@ -178,9 +178,11 @@ class Memory:
 
     def _write(self, restore: Restore, i: int, payload: np.ndarray, held: bool) -> int:
         span = restore.spans[i]
-        restore.builder.write(span.start, span.count, span.block.num_tokens, payload)
         if held:
-            self.pool.release(span.block.hash)
+            self.pool.release(span.block.hash)  # the payload itself stays until it is written
+        restore.failed.add(i)
+        restore.builder.write(span.start, span.count, span.block.num_tokens, payload)
+        restore.failed.discard(i)  # only what has been written whole is used
         return payload.nbytes
 
     def _complete(self, restore: Restore) -> list[Restored]:
@@ -215,6 +217,8 @@ class Memory:
         self.commit_full(seq)
         if seq.num_committed < seq.num_kept:
             self._commit(seq, seq.num_kept)
+        left_out = seq.num_kept - seq.num_committed
+        self.metrics.commits_skipped.inc(-(-left_out // BLOCK_TOKENS))
         if not seq.chain:
             return
         for block in seq.chain:
@@ -233,9 +237,9 @@ class Memory:
         parent = seq.chain[-1].hash if seq.chain else self.spec.fingerprint
         block = Block.of(parent, token_bytes(seq.tokens[start:end]))
         if self._find(block) is None:
-            if not self.pool.put(block, seq.kv.copy_out(start, end)):
-                self.metrics.commits_skipped.inc()
+            if not self.pool.make_room(self.spec.payload_bytes(end - start)):
                 return False
+            self.pool.put(block, seq.kv.copy_out(start, end))
             self.metrics.blocks_committed.inc()
         seq.chain.append(block)
         self._persist(seq, block)
@@ -250,9 +254,13 @@ class Memory:
             return
 
         def written(block_hash: BlockHash, _ok: bool) -> None:
-            self._post(lambda: self.pool.release(block_hash))
+            self._post(lambda: self._written(block_hash))
 
         self.store.put(block, self.pool.hold(block.hash), self.spec, written)
+
+    def _written(self, block_hash: BlockHash) -> None:
+        if block_hash in self.pool:  # else the pool was cleared before the store was done
+            self.pool.release(block_hash)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────
 
@@ -261,6 +269,11 @@ class Memory:
         for restore in self._restores.values():
             if seq in restore.waiting:
                 restore.waiting.remove(seq)
+
+    def clear(self) -> int:
+        """At the end of the process: forget restores under way and all blocks; -> blocks held."""
+        self._restores.clear()
+        return self.pool.clear()
 
     def check(self) -> None:
         self.pool.check()

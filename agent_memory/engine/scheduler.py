@@ -39,9 +39,13 @@ class Scheduler:
         assert seq.state is State.WAITING
         self.waiting.append(seq)
 
+    @property
+    def can_admit(self) -> bool:
+        return bool(self.waiting) and len(self.admitted) < self.max_running
+
     def admit(self) -> Sequence | None:
         """The next sequence to begin, if there is room for one."""
-        if not self.waiting or len(self.admitted) >= self.max_running:
+        if not self.can_admit:
             return None
         seq = self.waiting.popleft()
         self.admitted.append(seq)

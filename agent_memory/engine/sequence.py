@@ -106,12 +106,14 @@ class Sequence:
     def accept(self, token: int) -> str:
         """Take a sampled token -> the text that is final with it.  May set `finish_reason`."""
         assert self.in_flight > 0 and self.finish_reason is None
+        ends = token in self.end_of_turn
+        added = "" if ends else self.text.add(token)  # first: what raises has changed nothing here
         self.in_flight -= 1
         self.tokens.append(token)
-        if token in self.end_of_turn:
+        if ends:
             self.finish_reason = FinishReason.STOP
             return self.stop.rest()
-        text = self.stop.add(self.text.add(token))
+        text = self.stop.add(added)
         if self.stop.hit:
             self.finish_reason = FinishReason.STOP
         elif self.num_generated >= self.max_new:

@@ -120,7 +120,7 @@ class StepLoop:
         """False: nothing changes until a command comes (a request, or a block from the disk)."""
         return (
             self._flight is not None
-            or bool(self.scheduler.waiting)
+            or self.scheduler.can_admit
             or self.memory.can_advance
             or any(seq.state is State.RUNNING for seq in self.scheduler.admitted)
         )
@@ -142,8 +142,14 @@ class StepLoop:
 
     def _admit(self) -> None:
         while seq := self.scheduler.admit():
-            if restored := self.memory.begin(seq):
-                self._begin(restored)
+            try:
+                restored = self.memory.begin(seq)
+            except Exception as error:  # such as no memory for its run: its own fault
+                self._log_failure([seq], error)
+                self._fail(seq)
+            else:
+                if restored:
+                    self._begin(restored)
 
     def _begin(self, restored: Restored) -> None:
         seq = restored.seq
@@ -163,7 +169,7 @@ class StepLoop:
             if sampling:
                 tokens = sample(logits, [s.draw(len(s.tokens) + s.in_flight) for s in sampling])
             else:
-                tokens = logits  # nothing is wanted, but everything must be computed
+                tokens = mx.argmax(logits)  # nothing is wanted, but everything must be computed
             mx.async_eval(tokens)
         except Exception as error:
             self._accuse(seqs, error)
@@ -235,8 +241,7 @@ class StepLoop:
     def _accuse(self, seqs: list[Sequence], error: Exception) -> None:
         self._metrics.step_failures.inc()
         running = [seq for seq in seqs if seq.state is State.RUNNING]
-        ids = [seq.request.id for seq in running]
-        log.error("step_failed", request_ids=ids, exc_info=error)
+        self._log_failure(running, error)
         for seq in running:
             seq.accusations += 1
             if len(running) == 1 or seq.accusations >= MAX_ACCUSATIONS:
@@ -244,6 +249,9 @@ class StepLoop:
             else:
                 seq.alone = True
         self._rewind(running)
+
+    def _log_failure(self, seqs: list[Sequence], error: Exception) -> None:
+        log.error("step_failed", request_ids=[s.request.id for s in seqs], exc_info=error)
 
     def _rewind(self, seqs: list[Sequence]) -> None:
         for seq in seqs:

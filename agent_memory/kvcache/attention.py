@@ -40,6 +40,8 @@ class Member(NamedTuple):
 
     kv: SequenceKV
     num_rows: int
+    num_wanted: int
+    """How many of the last of them somebody reads behind the model's last layer."""
 
 
 class Rows:
@@ -50,24 +52,41 @@ class Rows:
     """
 
     def __init__(
-        self, layer: int, group: LayerGroup, members: Sequence[Member], offset: mx.array, read: Read
+        self,
+        layer: int,
+        group: LayerGroup,
+        members: Sequence[Member],
+        offset: mx.array,
+        read: Read,
+        *,
+        is_last: bool = False,
     ) -> None:
+        """`is_last`: what this layer makes of rows that nobody wants need not be computed."""
         self.layer = layer
+        self.is_last = is_last
+        self.marker: mx.array | None = None
         self.group = group
         self.members = members
         self.offset = offset
         self.read = read
 
-    def make_mask(self, *_args: object, **_kwargs: object) -> None:
-        return None
+    def make_mask(self, _rows: int, *, window_size: int | None = None, **_: object) -> None:
+        """None: which tokens a row may see is known here."""
+        if window_size is not None:
+            raise ModelRefused(
+                f"This model sees only the last {window_size} tokens, which is not supported yet. "
+                "Choose a model with full attention."
+            )
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple["Rows", "Rows"]:
         """keys, values: [rows, kv_heads, 1, dim]."""
         k, v = pack(keys, self.group.k), pack(values, self.group.v)
         row = 0
-        for kv, count in self.members:
+        for kv, count, _ in self.members:
             kv.tails[self.layer].append(_span(k, row, count), _span(v, row, count))
             row += count
+        if self.is_last:
+            self.marker = keys[-1, 0, 0, :1]
         return self, self
 
     def keys_and_values(self) -> tuple["Rows", "Rows"]:
@@ -76,15 +95,23 @@ class Rows:
     def attend(self, queries: mx.array, scale: float) -> mx.array:
         """queries [rows, heads, 1, dim] -> [rows, heads, 1, v_dim]."""
         out, row = [], 0
-        for kv, count in self.members:
-            q, parts = queries[row : row + count], kv.parts(self.layer)
-            out.append(
-                self._decode(q, parts, scale) if count == 1 else self._chunk(q, parts, scale)
-            )
+        for kv, count, num_wanted in self.members:
+            needed = num_wanted if self.is_last else count
+            if needed < count:
+                out.append(mx.zeros((count - needed, *self._like(queries)), dtype=queries.dtype))
+            if needed:
+                q, parts = queries[row + count - needed : row + count], kv.parts(self.layer)
+                over = self._decode if count == 1 else self._chunk
+                out.append(over(q, parts, scale))
             row += count
         if row < queries.shape[0]:  # rows that only pad the step
-            out.append(mx.zeros((queries.shape[0] - row, *out[0].shape[1:]), dtype=out[0].dtype))
+            padding = queries.shape[0] - row
+            out.append(mx.zeros((padding, *self._like(queries)), dtype=queries.dtype))
         return out[0] if len(out) == 1 else mx.concatenate(out)
+
+    def _like(self, queries: mx.array) -> tuple[int, int, int]:
+        """The shape of a row's result."""
+        return queries.shape[1], 1, self.group.v.dim
 
     def _chunk(self, q: mx.array, parts: list[Part], scale: float) -> mx.array:
         k, v = self._dense(parts)
@@ -165,6 +192,10 @@ class Dispatch:
             return self.original(
                 queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
             )
-        if sinks is not None:
-            raise ModelRefused("This model has attention sinks, which are not supported yet.")
+        if sinks is not None or isinstance(mask, mx.array):
+            what = "masks" if sinks is None else "sinks"
+            raise ModelRefused(
+                f"This model has attention {what} of its own, which are not supported yet. "
+                "Choose a model with ordinary attention."
+            )
         return keys.attend(queries, scale)

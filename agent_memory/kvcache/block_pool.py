@@ -51,7 +51,7 @@ class BlockPool:
         """False when idle blocks cannot make enough room; then nothing was evicted in vain."""
         if block.hash in self._slots:
             return True
-        if not self._make_room(payload.nbytes):
+        if not self.make_room(payload.nbytes):
             return False
         self._slots[block.hash] = Slot(block, payload)
         self._children.setdefault(block.parent, set()).add(block.hash)
@@ -95,7 +95,8 @@ class BlockPool:
         self.num_bytes = 0
         return held
 
-    def _make_room(self, nbytes: int) -> bool:
+    def make_room(self, nbytes: int) -> bool:
+        """Whether so much can be put now.  False: nothing was evicted."""
         over = self.num_bytes + nbytes - self.budget_bytes
         if over <= 0:
             return True

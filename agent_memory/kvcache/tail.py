@@ -43,15 +43,15 @@ class Tail:
         self.start = start
         self.used = 0
         self._reserve = reserve
-        self._arrays: list[mx.array] = []
+        self.arrays: list[mx.array] = []
         self._num_k = 0
 
     def append(self, k: Packed, v: Packed) -> None:
         """k, v: [1, heads, n, width] each."""
         new, n = k + v, int(k[0].shape[2])
-        if not self._arrays or self.used + n > self._arrays[0].shape[2]:
+        if not self.arrays or self.used + n > self.arrays[0].shape[2]:
             self._grow(new, self.used + n)
-        for array, x in zip(self._arrays, new, strict=True):
+        for array, x in zip(self.arrays, new, strict=True):
             array[..., self.used : self.used + n, :] = x
         self._num_k = len(k)
         self.used += n
@@ -61,14 +61,14 @@ class Tail:
         want = max(need, self._reserve, self.used + self.used // 4)
         room = -(-want // BLOCK_TOKENS) * BLOCK_TOKENS
         grown = [mx.zeros((*x.shape[:2], room, x.shape[-1]), dtype=x.dtype) for x in like]
-        for array, old in zip(grown, self._arrays, strict=False):
+        for array, old in zip(grown, self.arrays, strict=False):
             array[..., : self.used, :] = old[..., : self.used, :]
-        self._arrays = grown
+        self.arrays = grown
 
     def part(self) -> Part:
-        views = [x[..., : self.used, :] for x in self._arrays]
+        views = [x[..., : self.used, :] for x in self.arrays]
         return Part(self.start, tuple(views[: self._num_k]), tuple(views[self._num_k :]))
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for x in self._arrays)
+        return sum(x.nbytes for x in self.arrays)

@@ -57,10 +57,16 @@ def derive_spec(model: Module, digest: str, bits: int | None, group_size: int) -
     if kinds:
         raise ModelRefused(
             f"The model keeps {', '.join(sorted(kinds))}; so far only models with plain full "
-            "attention in every layer can be remembered exactly."
+            "attention in every layer can be remembered exactly. Choose one of those, such as "
+            "Llama 3 or Qwen 3."
         )
     seen = [_Recorder() for _ in make_prompt_cache(model)]
-    mx.eval(model(mx.array([[0, 0]]), cache=seen))
+    try:
+        mx.eval(model(mx.array([[0, 0]]), cache=seen))
+    except Exception as error:  # whatever a model does with a cache that only looks on
+        raise _own_ways(error) from error
+    if not all(r.k_dim and r.v_dim for r in seen):
+        raise ModelRefused("Some layers of the model keep no K and V of their own.")
     shapes: dict[tuple[int, int, int, mx.Dtype], list[int]] = {}
     for layer, r in enumerate(seen):
         shapes.setdefault((r.kv_heads, r.k_dim, r.v_dim, r.dtype), []).append(layer)
@@ -83,15 +89,30 @@ def verify(model: Module, head: HeadCut, spec: KVSpec) -> Proven:
     texts = [[(7 * i + 3 * s) % min(width, 997) for i in range(24)] for s in range(2)]
     plain = [_plain(model, text) for text in texts]
     unquantized = derive_spec(model, spec.model_digest, None, 0)
-    worst = _difference(_ours(Runner(model, unquantized, head, "packed"), texts), plain)
+    try:
+        ours = _ours(Runner(model, unquantized, head, "packed"), texts)
+    except ModelRefused:
+        raise
+    except Exception as error:  # whatever a model does with K and V it cannot read
+        raise _own_ways(error) from error
+    worst = _difference(ours, plain)
     dtype = DTYPES[spec.groups[0].k.dtype]
     limit = TOLERANCE[dtype] * max(1.0, *(float(mx.abs(p).max()) for p in plain))
     if not worst <= limit:
         raise ModelRefused(
             f"Computed our way the model's logits differ by {worst:.3g} from its own "
-            f"(at most {limit:.3g} is rounding). It does something with its KV that is not known."
+            f"(at most {limit:.3g} is rounding). It does something with its KV that is not known. "
+            "Choose another model."
         )
     return Proven(spec, _choose_read(model, head, spec, texts, limit), width, worst)
+
+
+def _own_ways(error: Exception) -> ModelRefused:
+    return ModelRefused(
+        "The model handles K and V in its own way instead of leaving them to attention "
+        f"({type(error).__name__}: {error}). Choose a model with ordinary attention, such as "
+        "those of the Llama, Qwen or Mistral families."
+    )
 
 
 def _choose_read(

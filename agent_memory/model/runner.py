@@ -74,20 +74,25 @@ class Runner:
     def forward(self, jobs: Sequence[Job]) -> mx.array:
         """One step -> the wanted logits [rows, vocab] in the order of the jobs, not evaluated.
 
-        Where none are wanted those of the last row are returned, so that evaluating the result
-        always evaluates everything the step wrote.
+        Where none are wanted a marker comes back instead, which is evaluated when the step's KV is,
+        and the KV itself has been sent on its way: the rest of the last layer is never computed.
         """
         jobs = list(jobs)
         positions, wanted = self._place(jobs)
         padding = max(0, self.min_rows - len(positions))
-        self._head.rows = mx.array(wanted) if self._head.works else None
+        self._head.rows = mx.array(wanted) if wanted and self._head.works else None
         offset = mx.array(positions + [0] * padding)
-        members = [Member(job.kv, job.count) for job in jobs]
-        cache = [Rows(layer, group, members, offset, self.read) for layer, group in self.layers]
+        members = [Member(job.kv, job.count, job.num_logits) for job in jobs]
+        cache = [
+            Rows(layer, group, members, offset, self.read, is_last=layer == len(self.layers) - 1)
+            for layer, group in self.layers
+        ]
         try:
             out: mx.array = self.model(_ids(jobs, padding)[:, None], cache=cache)
         finally:
             self._head.rows = None
+        if not wanted:
+            return _sent(jobs, cache[-1])
         return out[:, -1] if self._head.works else out[mx.array(wanted), -1]
 
     def _place(self, jobs: list[Job]) -> tuple[list[int], list[int]]:
@@ -98,7 +103,14 @@ class Runner:
             start, job.kv.length = job.kv.length, job.kv.length + job.count
             positions.extend(range(start, job.kv.length))
             wanted.extend(range(len(positions) - job.num_logits, len(positions)))
-        return positions, wanted or [len(positions) - 1]
+        return positions, wanted
+
+
+def _sent(jobs: list[Job], last: Rows) -> mx.array:
+    """Begin to compute the KV that the step wrote -> a marker of its end."""
+    assert last.marker is not None
+    mx.async_eval(last.marker, [tail.arrays for job in jobs for tail in job.kv.tails.values()])
+    return last.marker
 
 
 def _ids(jobs: list[Job], padding: int) -> mx.array:

@@ -14,6 +14,8 @@ from agent_memory.request import SamplingParams
 
 Sampler = Callable[[mx.array], mx.array]
 
+LEAST_TEMPERATURE = 1e-6
+"""Below it the most likely token is taken: dividing by less leaves the range of float32."""
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads neighbouring positions over 64 bits
 
 
@@ -26,7 +28,7 @@ class Draw(NamedTuple):
 
 def draw_for(params: SamplingParams, seed: int, vocab_size: int) -> Callable[[int], Draw]:
     """-> a function from the position of the wanted token to its draw."""
-    if params.temperature == 0:
+    if params.temperature < LEAST_TEMPERATURE:
         return lambda _position: Draw(None, 0)
     sampler = make_sampler(
         temp=params.temperature,

@@ -64,7 +64,10 @@ class TextStream:
 
 
 class StopMatcher:
-    """Finds stop strings in text that arrives in pieces; nothing from a stop string on gets out."""
+    """Finds stop strings in text that arrives in pieces; nothing from a stop string on gets out.
+
+    The one that is complete first counts, of several the longest, wherever the pieces begin.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
@@ -75,10 +78,11 @@ class StopMatcher:
         """-> the text that is surely before any stop string."""
         assert not self.hit
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops]
+        found = [(end, at) for end, at in found if at >= 0]
         if found:
             self.hit, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

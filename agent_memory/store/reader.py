@@ -76,12 +76,17 @@ class Readers:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
-        while job := self._queue.get():
-            payload = self._payload(job.block, job.spec)
-            try:
-                job.deliver(job.block, payload)
-            except Exception as error:  # theirs; the other reads are still owed
-                self._deliver_failures.add(type(error).__name__, trace=trace(error))
+        while self._answer(self._queue.get()):
+            pass  # no local may keep a payload while the queue is empty
+
+    def _answer(self, job: Read | None) -> bool:
+        if job is None:
+            return False
+        try:
+            job.deliver(job.block, self._payload(job.block, job.spec))
+        except Exception as error:  # theirs; the other reads are still owed
+            self._deliver_failures.add(type(error).__name__, trace=trace(error))
+        return True
 
     def _payload(self, block: Block, spec: KVSpec) -> Bytes | None:
         name = block.hash.hex()

@@ -115,12 +115,8 @@ class Writer:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        open_for_more = True
-        while open_for_more:
-            batch = self._next_batch()
-            self._perform(batch)
-            end = batch[-1]
-            open_for_more = not (isinstance(end, Barrier) and end.last)
+        while self._perform(self._next_batch()):
+            pass  # no local may keep a batch, and with it its payloads, while the queue is empty
         self._index.close()
 
     def _next_batch(self) -> list[Job]:
@@ -135,7 +131,8 @@ class Writer:
                 break
         return batch
 
-    def _perform(self, batch: list[Job]) -> None:
+    def _perform(self, batch: list[Job]) -> bool:
+        """Settle every job of the batch.  Says whether there may be more to come."""
         written: _Written = {}
         try:
             written = self._persist(batch)
@@ -148,6 +145,7 @@ class Writer:
         for job in batch:
             if isinstance(job, Barrier):
                 job.reached.set()
+        return not (isinstance(batch[-1], Barrier) and batch[-1].last)
 
     def _persist(self, batch: list[Job]) -> _Written:
         """What is on disk and committed.  Raises if nothing of the batch could be committed."""
@@ -169,27 +167,30 @@ class Writer:
 
     def _write_files(self, jobs: list[WriteBlock]) -> _Written:
         written: _Written = {}
-        folders: dict[Path, list[Ticket]] = {}
         for job in jobs:
             if job.ticket not in written and self._catalog.wanted(job.ticket):
                 try:
                     written[job.ticket] = self._write_file(job)
                 except OSError as error:
                     self._complain(error)
-                else:
-                    folder = self._state.block_path(job.block.hash).parent
-                    folders.setdefault(folder, []).append(job.ticket)
-        for folder, tickets in folders.items():
+        self._sync_folders(written)
+        if written:
+            # Any file there will do but the index: closing it would drop SQLite's locks.
+            flush_drive(self._state.version)
+        return written
+
+    def _sync_folders(self, written: _Written) -> None:
+        """The names are on disk, or the blocks of that folder are not written after all."""
+        paths = {ticket: self._state.block_path(ticket.block_hash) for ticket in written}
+        for folder in {path.parent for path in paths.values()}:
             try:
                 sync_folder(folder)
             except OSError as error:
                 self._complain(error)
-                for ticket in tickets:
-                    del written[ticket]
-                    self._remove(self._state.block_path(ticket.block_hash))
-        if written:
-            flush_drive(self._state.index)
-        return written
+                for ticket, path in paths.items():
+                    if path.parent == folder:
+                        del written[ticket]
+                        self._remove(path)
 
     def _write_file(self, job: WriteBlock) -> BlockFile:
         file, pieces = encode(job.block, job.payload, job.spec)

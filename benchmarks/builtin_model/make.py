@@ -1,7 +1,7 @@
 """Make the built-in model again: `python -m benchmarks.builtin_model.make OUT`.
 
-Corpus, tokenizer, training, export; about half an hour of CPU time.  `--quick` runs every stage within
-seconds and leaves a model that knows nothing.
+Corpus, tokenizer, training, export: about half an hour of CPU time.  `--quick` runs every stage
+within seconds and leaves a model that knows nothing.
 """
 
 import argparse

@@ -4,11 +4,13 @@ import random
 import sqlite3
 import threading
 import time
+import weakref
 from contextlib import closing
 from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from agent_memory.block import Block, BlockHash, chain
@@ -53,6 +55,25 @@ def test_what_is_read_is_the_callers_own(opener: Opener, blocks: list[Block]) ->
     assert isinstance(payload, np.ndarray) and payload.dtype == np.uint8 and payload.ndim == 1
     payload[:] = 0
     assert opener.read(blocks[0])
+
+
+def test_no_thread_keeps_a_payload(opener: Opener, blocks: list[Block]) -> None:
+    store = opener.open()
+    payload = opener.payload_of(blocks[0])
+    gone = [weakref.ref(payload)]
+    store.put(blocks[0], payload, opener.spec, lambda *_: None)
+    del payload
+    assert store.flush(5)
+
+    def deliver(_block: Block, payload: npt.NDArray[np.uint8] | None) -> None:
+        assert payload is not None
+        gone.append(weakref.ref(payload))
+
+    store.read(blocks[0], opener.spec, deliver)
+    deadline = time.monotonic() + 5
+    while (len(gone) < 2 or any(ref() is not None for ref in gone)) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert [ref() for ref in gone] == [None, None]
 
 
 def test_on_disk_well_within_a_second(opener: Opener, blocks: list[Block]) -> None:

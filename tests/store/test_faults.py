@@ -3,6 +3,7 @@
 import io
 import resource
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,6 +15,10 @@ from structlog.testing import capture_logs
 
 from agent_memory.block import Block, chain
 from agent_memory.kv_spec import KVSpec
+from agent_memory.metrics import Metrics
+from agent_memory.store.recover import recover
+from agent_memory.store.state_dir import StateDir
+from agent_memory.store.writer import Quarantine, WriteBlock, Writer
 from tests.store.conftest import Opener
 
 
@@ -212,6 +217,50 @@ def test_a_block_that_was_never_here_is_missing(opener: Opener, blocks: list[Blo
     opener.open()
     assert not opener.read(blocks[0])
     assert opener.metric("restore_rejected_total", reason="missing") == 1
+
+
+def test_a_bad_file_is_out_of_sight_before_the_writer_comes_to_it(
+    opener: Opener, blocks: list[Block]
+) -> None:
+    store, gate = opener.open(), threading.Event()
+    opener.put(blocks[0])
+    flip_last_byte(opener.file(blocks[0]))
+    payload = opener.payload_of(blocks[1])
+    store.put(blocks[1], payload, opener.spec, lambda *_: hold(gate))
+    told = SimpleQueue[object]()
+    store.read(blocks[0], opener.spec, lambda _, payload: told.put(payload))
+    assert told.get(timeout=5) is None
+    assert store.find(blocks[0].hash) is None
+    gate.set()
+    assert store.flush(5) and opener.quarantined() == [blocks[0].hash.hex()]
+
+
+def hold(gate: threading.Event) -> None:
+    assert gate.wait(10)
+
+
+def test_a_good_file_is_not_quarantined_for_the_bad_one_before_it(
+    opener: Opener, blocks: list[Block], spec: KVSpec
+) -> None:
+    """The writer told late: the file it is told of has been replaced."""
+    state, metrics, told = StateDir.open(opener.path), Metrics(), SimpleQueue[bool]()
+    index, catalog, _ = recover(state, metrics)
+    writer = Writer(state, index, catalog, metrics)
+    files = []
+    for _ in range(2):
+        ticket = catalog.expect(blocks[0].hash, 1)
+        payload = opener.payload_of(blocks[0])
+        writer.submit(WriteBlock(blocks[0], payload, spec, ticket, lambda _, ok: told.put(ok)))
+        assert told.get(timeout=5)
+        files.append(catalog.file(blocks[0].hash))
+        if file := files[0]:
+            catalog.forget_file(file)
+    assert files[0] is not None and catalog.file(blocks[0].hash) is files[1]
+    writer.submit(Quarantine(files[0]))
+    assert writer.close(5)
+    state.close()
+    opener.open()
+    assert opener.read(blocks[0]) and opener.quarantined() == []
 
 
 def test_two_readers_of_one_bad_file(opener: Opener, blocks: list[Block]) -> None:

@@ -1,0 +1,233 @@
+"""Ours beside mlx_lm.server in one run: cold, restored after a restart, while a prompt arrives.
+
+    python -m benchmarks.side_by_side [--rounds 9] [--json FILE]
+
+All servers run the built-in model in float32 with the same OpenBLAS, and the same chunk of prompt
+tokens; they take turns, each text is new to all of them.  What is compared are ratios within the
+run.  Exit status 1 if a target is missed.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer
+
+from agent_memory import builtin
+from agent_memory.ops import blas
+from agent_memory.ops.client import Client
+from agent_memory.ops.process import ServerProcess
+from benchmarks.peers import MlxLmServer, float32_copy
+
+STEP_TOKENS = 256
+CONTEXT_TOKENS = 1500
+AGENTS = 5
+SETTINGS = ("none", "8", "4")
+COLD_TARGET = {"none": 1.15, "8": 1.3, "4": 1.3}
+QUESTION = {"role": "user", "content": "What is my favorite color?"}
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured ratio or time beside what it should be at most.  `spread`: of single values."""
+
+    name: str
+    value: float
+    target: float
+    spread: tuple[float, float]
+    unit: str = "x"
+
+    @property
+    def met(self) -> bool:
+        return self.value <= self.target
+
+
+def figure(name: str, values: list[float], target: float, unit: str = "x") -> Figure:
+    return Figure(name, statistics.median(values), target, (min(values), max(values)), unit)
+
+
+def texts() -> Iterator[str]:
+    """Texts of about CONTEXT_TOKENS, none like another."""
+    tokenizer = Tokenizer.from_file(str(builtin.PATH / "tokenizer.json"))
+    ids = tokenizer.encode("\n".join(topics[name] for name in sorted(topics))).ids
+    for at in range(0, len(ids) - CONTEXT_TOKENS, CONTEXT_TOKENS):
+        yield "Read this:\n" + tokenizer.decode(ids[at : at + CONTEXT_TOKENS - 20])
+
+
+def ours(stack: ExitStack, folder: Path, kv_bits: str) -> ServerProcess:
+    flags = ["--state-dir", str(folder / f"state-{kv_bits}"), "--kv-bits", kv_bits]
+    flags += ["--step-tokens", str(STEP_TOKENS)]
+    server = ServerProcess(flags, folder / f"log-{kv_bits}-{time.monotonic_ns()}")
+    return stack.enter_context(server)
+
+
+def first_token_ms(port: int, agent: str, messages: list[dict[str, str]]) -> tuple[float, int, str]:
+    """-> (milliseconds to the first text, cached tokens, the answer)."""
+    with Client(port) as client:
+        answer = client.chat(agent, messages, max_tokens=16)
+    return 1000 * answer.first_token_s, answer.cached_tokens, answer.text
+
+
+def warm(port: int) -> None:
+    first_token_ms(port, "warmer", [{"role": "user", "content": "Hello!"}])
+
+
+def cold(folder: Path, rounds: int, text: Iterator[str]) -> list[Figure]:
+    times: dict[str, list[float]] = {name: [] for name in ("mlx_lm.server", *SETTINGS)}
+    with ExitStack() as stack:
+        peer = stack.enter_context(
+            MlxLmServer(float32_copy(folder / "float32"), STEP_TOKENS, folder / "log-peer")
+        )
+        ports = {"mlx_lm.server": peer.port}
+        ports |= {bits: ours(stack, folder, bits).port for bits in SETTINGS}
+        for port in ports.values():
+            warm(port)
+        for n in range(rounds):
+            said = [{"role": "user", "content": next(text)}]
+            names = list(ports)[n % len(ports) :] + list(ports)[: n % len(ports)]
+            for name in names:
+                ms, cached, _ = first_token_ms(ports[name], f"cold-{n}", said)
+                assert cached < 16, f"{name} remembered {cached} tokens of a new text"
+                times[name].append(ms)
+    console.print({name: f"{statistics.median(ms):.0f} ms" for name, ms in times.items()})
+    return [
+        figure(
+            f"cold first token, kv {bits}: ours / mlx_lm.server",
+            [a / b for a, b in zip(times[bits], times["mlx_lm.server"], strict=True)],
+            COLD_TARGET[bits],
+        )
+        for bits in SETTINGS
+    ]
+
+
+def restored(folder: Path, kv_bits: str, text: Iterator[str]) -> list[Figure]:
+    """Agents with long contexts, a restart, one more turn each."""
+    talks: dict[str, list[dict[str, str]]] = {}
+    cold_ms, restored_ms = [], []
+    with ExitStack() as stack:
+        server = ours(stack, folder, kv_bits)
+        warm(server.port)
+        for n in range(AGENTS):
+            talk = [{"role": "user", "content": next(text)}]
+            ms, _, answer = first_token_ms(server.port, f"agent-{n}", talk)
+            cold_ms.append(ms)
+            talks[f"agent-{n}"] = [*talk, {"role": "assistant", "content": answer}, QUESTION]
+        stopped = server.stop()
+        assert stopped.exit_code == 0
+        server = ours(stack, folder, kv_bits)
+        warm(server.port)
+        for agent, talk in talks.items():
+            ms, cached, _ = first_token_ms(server.port, agent, talk)
+            assert cached >= CONTEXT_TOKENS - 100, f"{agent}: only {cached} tokens from memory"
+            restored_ms.append(ms)
+    limit = statistics.median(cold_ms)
+    return [
+        figure(f"restored first token, kv {kv_bits}", restored_ms, 40, "ms"),
+        figure(
+            f"restored / cold first token, kv {kv_bits}", [ms / limit for ms in restored_ms], 1 / 20
+        ),
+    ]
+
+
+def gaps(folder: Path, kv_bits: str, text: Iterator[str]) -> list[Figure]:
+    """A long prompt arrives while another answer is being streamed."""
+    with ExitStack() as stack:
+        port = ours(stack, folder, kv_bits).port
+        warm(port)
+        alone = [
+            first_token_ms(port, f"alone-{n}", [{"role": "user", "content": next(text)}])[0]
+            for n in range(3)
+        ]
+        longest, ratios = [], []
+        for n in range(3):
+            inside = _gaps_while_arriving(port, f"arriving-{n}", next(text))
+            longest.append(max(inside) / statistics.median(alone))
+            ratios.append(max(inside) / statistics.median(inside))
+    return [
+        figure(f"longest gap / median full step, kv {kv_bits}", ratios, 3),
+        figure(f"longest gap / the prompt's prefill alone, kv {kv_bits}", longest, 1 / 3),
+    ]
+
+
+def _gaps_while_arriving(port: int, agent: str, text: str) -> list[float]:
+    """Milliseconds between the running answer's tokens while the prompt is being computed."""
+    seen: list[float] = []
+    done = threading.Event()
+
+    def stream() -> None:
+        body = {
+            "messages": [{"role": "user", "content": "Repeat this:\n" + "0" * 100}],
+            "temperature": 0,
+            "max_tokens": 1500,
+            "stream": True,
+        }
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        with httpx.stream("POST", url, json=body, timeout=60) as response:
+            for _ in response.iter_lines():
+                seen.append(1000 * time.monotonic())
+                if done.is_set():
+                    return
+
+    running = threading.Thread(target=stream)
+    running.start()
+    while len(seen) < 50:
+        time.sleep(0.01)
+    began = 1000 * time.monotonic()
+    ms, _, _ = first_token_ms(port, agent, [{"role": "user", "content": text}])
+    done.set()
+    running.join()
+    inside = [at for at in seen if began <= at <= began + ms]
+    return [b - a for a, b in zip(inside, inside[1:], strict=False) if b - a > 1]
+
+
+def show(figures: list[Figure]) -> None:
+    table = Table("measured", "median", "spread", "at most", "")
+    for f in figures:
+        low, high = f.spread
+        verdict = "[green]met[/]" if f.met else "[red]missed[/]"
+        table.add_row(
+            f.name,
+            f"{f.value:.3g} {f.unit}",
+            f"{low:.3g} to {high:.3g}",
+            f"{f.target:.3g} {f.unit}",
+            verdict,
+        )
+    console.print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Ours beside mlx_lm.server.")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    blas.preload(os.environ)
+    text = texts()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = cold(Path(folder), args.rounds, text)
+        for kv_bits in SETTINGS:
+            with console.status(f"restart and gaps, kv {kv_bits}"):
+                figures += restored(Path(folder), kv_bits, text)
+                figures += gaps(Path(folder), kv_bits, text)
+    show(figures)
+    if args.json:
+        args.json.write_text(json.dumps([asdict(f) for f in figures], indent=1))
+    return 0 if all(f.met for f in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

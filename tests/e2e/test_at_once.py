@@ -1,0 +1,62 @@
+"""Agents at once get what they get alone, and a turn that has ended is soon on disk."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import KV_BITS, builtin_model, ordinary_text
+from tests.e2e.conversations import Messages, judge
+from tests.process import Server
+
+NUM_AGENTS = 4
+MAX_TOKENS = 40
+
+
+def prompts() -> list[Messages]:
+    """Of 300 to 1,500 tokens; one repeats for as long as it may, so that steps are shared."""
+    text, names = ordinary_text(), ("orchid", "harbor", "cedar", "falcon")
+    asked = [
+        f"Remember these facts:\n- the code for {name} is {4000 + 7 * i}\n"
+        f"Read this:\n{text[9000 * i : 9000 * i + 1200 * (i + 1)]}\nWhat is the code for {name}?"
+        for i, name in enumerate(names)
+    ]
+    asked[0] = "Repeat this:\n" + "0" * 100
+    return [[{"role": "user", "content": text}] for text in asked]
+
+
+def answer(server: Server, messages: Messages, agent: str) -> str:
+    body = {"messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
+    response = server.post(body, **{"X-Agent-ID": agent})
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize("kv_bits", KV_BITS)
+def test_four_at_once_are_as_alone(kv_bits: int | None, tmp_path: Path) -> None:
+    flags = ("--kv-bits", str(kv_bits or "none"))
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "at-once").mkdir()
+    with Server(tmp_path / "alone", *flags).wait_ready() as server:
+        alone = [answer(server, said, f"agent-{i}") for i, said in enumerate(prompts())]
+    with Server(tmp_path / "at-once", *flags).wait_ready() as server:
+        with ThreadPoolExecutor(NUM_AGENTS) as pool:
+            names = [f"agent-{i}" for i in range(NUM_AGENTS)]
+            at_once = list(pool.map(answer, [server] * NUM_AGENTS, prompts(), names))
+    for said, one, other in zip(prompts(), alone, at_once, strict=True):
+        if one != other:
+            parting = judge(builtin_model(kv_bits), said, one, other)
+            assert kv_bits and parting.is_tie, parting
+
+
+def test_a_turn_that_has_ended_is_on_disk_within_a_second(tmp_path: Path) -> None:
+    with Server(tmp_path).wait_ready() as server:
+        answer(server, prompts()[3], "writer")
+        ended = time.monotonic()
+        while True:
+            agent = server.get("/v1/agents/writer")
+            if agent.status_code == 200 and agent.json()["tiers"]["disk"] == agent.json()["tokens"]:
+                break
+            assert time.monotonic() < ended + 1.0, agent.text
+            time.sleep(0.01)
