@@ -151,12 +151,13 @@ class Engine:
         busy = steps is not None and steps.has_work
         if steps is not None and not len(steps.scheduler):
             self._check(steps)
+        del steps  # a command may drop the model, and then nothing here may hold it
         command = self._mailbox.take(wait=not busy)
         while command is not None:
             command()
             command = self._mailbox.take(wait=False)
-        if busy and steps is not None:
-            steps.turn()
+        if busy and self._steps is not None:
+            self._steps.turn()
 
     def _check(self, steps: StepLoop) -> None:
         """Engine thread.  What is found is told; commands must still be taken after it."""

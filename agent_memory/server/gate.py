@@ -215,7 +215,8 @@ def error_response(error: RequestError) -> JSONResponse:
 
 
 async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
-    log.info("request_refused", status=error.status, code=error.code)
+    request_id = scope["state"]["request_id"]
+    log.info("request_refused", request_id=request_id, status=error.status, code=error.code)
     reading_away = asyncio.ensure_future(disconnected(receive))
     try:
         await error_response(error)(scope, receive, send)

@@ -89,6 +89,9 @@ class Lifespan:
     def unfinished(self) -> list[str]:
         return self._shutdown.unfinished()
 
+    def count_as_failed(self, what: str) -> None:
+        self._shutdown.count_as_failed(what)
+
     def _is_draining(self) -> bool:
         return self._engine.phase in (Phase.DRAINING, Phase.STOPPED)
 

@@ -25,13 +25,14 @@ from agent_memory.config import Config
 from agent_memory.errors import ConfigError, PortInUse
 from agent_memory.server import logs
 from agent_memory.server.lifespan import Lifespan
-from agent_memory.server.shutdown import EXIT_INCOMPLETE, HARD_DEADLINE_S, leave_within
+from agent_memory.server.shutdown import HARD_DEADLINE_S, leave_within
 from agent_memory.store.state_dir import StateDir
 
 BACKLOG = 512
 CONNECTIONS_S = 1.0
 ABORTED_S = 0.5
 GRACEFUL_S = 3.0  # Hypercorn's own patience: above both, so that ours ends first
+KEEP_ALIVE_S = 75  # longer than clients keep a connection they do not use: they close it, not we
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +91,10 @@ async def _serve(config: Config, state_dir: StateDir, listener: socket.socket) -
         await _end_connections(lifespan, serving)
     finally:
         await lifespan.close()
-    return max(lifespan.report(), await _outcome(serving))
+    if error := await _failure(serving):
+        log.error("http_server_failed", exc_info=error)
+        lifespan.count_as_failed("http_server")
+    return lifespan.report()
 
 
 def _signalled(number: signal.Signals, stop: asyncio.Event, hurry: asyncio.Event) -> None:
@@ -105,6 +109,7 @@ def _settings(config: Config, listener: socket.socket) -> hypercorn.config.Confi
     settings.backlog = BACKLOG
     settings.graceful_timeout = GRACEFUL_S
     settings.shutdown_timeout = config.drain_timeout + HARD_DEADLINE_S
+    settings.keep_alive_timeout = KEEP_ALIVE_S
     settings.include_server_header = False
     settings.errorlog = logging.getLogger("hypercorn.error")
     return settings
@@ -133,10 +138,7 @@ async def _within(seconds: float, event: asyncio.Event) -> bool:
         return False
 
 
-async def _outcome(serving: "asyncio.Task[None]") -> int:
-    """Hypercorn's own end: nothing may depend on it, but its failure is told."""
+async def _failure(serving: "asyncio.Task[None]") -> BaseException | None:
+    """What Hypercorn raised, if it did.  Nothing waits for it any more."""
     await asyncio.wait({serving}, timeout=ABORTED_S)
-    if not serving.done() or serving.cancelled() or serving.exception() is None:
-        return 0
-    log.error("http_server_failed", exc_info=serving.exception())
-    return EXIT_INCOMPLETE
+    return serving.exception() if serving.done() and not serving.cancelled() else None

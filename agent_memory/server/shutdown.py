@@ -99,6 +99,10 @@ class Shutdown:
         self._deadline += own_s
         return max(own_s, self._deadline - time.monotonic())
 
+    def count_as_failed(self, what: str) -> None:
+        """Something besides the stages went wrong."""
+        self._failed.append(what)
+
     def report(self) -> int:
         """Say how it went; the exit status."""
         assert len(self._results) == len(STAGES)

@@ -47,6 +47,7 @@ def test_a_client_that_goes_ends_its_answer(server: Server, stream: bool) -> Non
         time.sleep(0.3)
     server.wait_until(lambda: is_idle(server), 2)
     assert server.metric('requests_total{reason="cancelled"}') == cancelled + 1
+    server.wait_until(lambda: server.get(f"/v1/agents/{name}").status_code == 200)
     kept = server.get(f"/v1/agents/{name}").json()
     prompt = server.ask(ENDLESS, max_tokens=1).json()["usage"]
     assert kept["tokens"] >= prompt["prompt_tokens"]

@@ -232,7 +232,7 @@ def raises_in(stage: str, folder: Path) -> None:
     """The stages after it run all the same, and what was committed before is on disk."""
     with serving(folder, drain_s=1, failpoint=f"shutdown.{stage}") as server:
         used = server.ask("Hello", agent="ann").json()["usage"]["total_tokens"]
-        server.wait_until(lambda: server.get("/v1/agents/ann").json()["tiers"]["disk"] == used)
+        server.wait_on_disk("ann", used)
         since = server.signal()
         assert server.wait(1 + PROMISE_S) == 70, server.log()
         assert time.monotonic() - since < 1 + PROMISE_S

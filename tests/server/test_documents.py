@@ -1,0 +1,46 @@
+"""What docs/http-api.md and docs/shutdown.md say is so."""
+
+import re
+
+from agent_memory.server import app, gate, identity, openai
+from agent_memory.server.shutdown import BUDGETS_S, HARD_DEADLINE_S
+from tests.source import ROOT
+
+API = (ROOT / "docs/http-api.md").read_text("utf-8")
+SHUTDOWN = (ROOT / "docs/shutdown.md").read_text("utf-8")
+
+
+def test_every_route_is_described() -> None:
+    for route in app.ROUTES:
+        assert (
+            route.path.replace("_id:path}", "}").replace("{model", "{id").replace("{agent", "{id")
+            in API
+        )
+
+
+def test_every_refused_field_is_listed_with_what_is_accepted() -> None:
+    table = API.split("### Refused")[1].split("###")[0]
+    for name in openai.NOT_BUILT:
+        assert f"`{name}`" in table
+    for name in openai.NOT_BUILT_IN_MESSAGES:
+        assert f"`messages[].{name}`" in table
+
+
+def test_the_names_of_agents_come_in_this_order() -> None:
+    listed = re.findall(r"^\d+\. (.*)", API, re.MULTILINE)
+    names = [name.lower() for line in listed for name in re.findall(r"`([A-Za-z_-]+)`", line)]
+    assert names[: len(identity.HEADERS) + 1] == [identity.EXPLICIT, *identity.HEADERS]
+    assert len(listed) == 10
+
+
+def test_limits_are_those_of_the_gate() -> None:
+    assert f"at most {gate.MAX_BODY_BYTES >> 20} MiB" in API
+    assert f"within {gate.BODY_S:.0f} s" in API
+
+
+def test_stages_and_their_seconds() -> None:
+    rows = re.findall(r"^\| (\d) \| `(\w+)` \| .* \| (.*) \|$", SHUTDOWN, re.MULTILINE)
+    assert [(name, float(seconds.split(" + ")[-1])) for _, name, seconds in rows] == [
+        (str(stage), seconds) for stage, seconds in BUDGETS_S.items()
+    ]
+    assert f"plus {HARD_DEADLINE_S} s" in SHUTDOWN
