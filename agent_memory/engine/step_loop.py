@@ -4,7 +4,8 @@
 
 A step is launched before the tokens of the last one are read: while the device computes, Python
 prepares.  So a sequence that turns out to have ended is in one more step, which computed the KV of
-its last token and sampled one that nobody takes.
+its last token and sampled one that nobody takes.  A step with a first token in it is settled before
+the next is launched: who has waited longest does not wait for that too.
 
 A step that raises ends at most one request.  Everyone in it is accused: rewound to what was
 committed and computed once alone; who raises alone is at fault.  Those who were only in the step
@@ -51,6 +52,10 @@ class Flight:
     seqs: list[Sequence]
     rows: dict[Sequence, int]
     tokens: mx.array
+
+    @property
+    def has_first_token(self) -> bool:
+        return any(seq.num_generated == 0 for seq in self.rows)
 
 
 class StepLoop:
@@ -129,6 +134,10 @@ class StepLoop:
         self._admit()
         for restored in self.memory.advance(RESTORE_BYTES_PER_TURN):
             self._begin(restored)
+        if self._flight is not None and self._flight.has_first_token:
+            first, self._flight = self._flight, None
+            self._settle(first)
+            self._mailbox.flush()
         work = self.scheduler.next_step()
         launched = self._launch(work) if work else None
         last, self._flight = self._flight, launched
