@@ -4,6 +4,8 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent_memory.errors import BadRequest, ContextLengthExceeded, UnsupportedParameter
 from agent_memory.request import SamplingParams
@@ -15,6 +17,27 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 def chat(**fields: object) -> dict[str, Any]:
     return {"messages": HELLO, **fields}
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+FIELDS = ["model", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options"]
+MESSAGE = st.dictionaries(st.sampled_from(["role", "content", "name"]), ANYTHING)
+BODY = st.dictionaries(st.sampled_from([*FIELDS, *NOT_BUILT]), ANYTHING)
+
+
+@given(BODY, st.lists(MESSAGE) | ANYTHING)
+def test_whatever_comes_is_a_request_or_a_bad_request(body: dict[str, Any], messages: Any) -> None:
+    for given_messages in (messages, HELLO):
+        try:
+            request = parse_chat({**body, "messages": given_messages})
+        except BadRequest as error:
+            assert error.param and f"'{error.param}'" in error.message
+        else:
+            assert request.messages
 
 
 def test_the_least_request() -> None:
