@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.process import Server
+from tests.process import START_S, Server
 
 
 def test_a_request_that_comes_while_the_model_loads_is_answered(tmp_path: Path) -> None:
@@ -13,7 +13,7 @@ def test_a_request_that_comes_while_the_model_loads_is_answered(tmp_path: Path) 
 
 def test_without_its_model_it_says_why(tmp_path: Path) -> None:
     with Server(tmp_path, "--model", str(tmp_path / "nowhere")) as server:
-        server.wait_for_event("model_failed")
+        server.wait_for("model_failed", START_S)
         ready = server.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (503, "failed")
         assert "nowhere" in ready.json()["failure"]
