@@ -1,0 +1,267 @@
+"""The real engine with the built-in model and a real store, driven as the server drives it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from agent_memory import config
+from agent_memory.engine.engine import Engine, Phase
+from agent_memory.errors import BadRequest, ContextLengthExceeded, EngineFailed, Unavailable
+from agent_memory.metrics import Metrics
+from agent_memory.request import (
+    Delta,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerateRequest,
+    SamplingParams,
+    Started,
+)
+from agent_memory.store.block_store import BlockStore
+from agent_memory.store.state_dir import StateDir
+from tests.conftest import ordinary_text
+
+GREEDY = SamplingParams(temperature=0)
+ENDLESS = "Repeat this:\n" + "0" * 100
+FACTS = (
+    "Remember these facts:\n- the code for orchid is 7319\nRead this:\n" + ordinary_text()[:2500]
+)
+
+
+@asynccontextmanager
+async def running(folder: Path, **settings: object) -> AsyncIterator[Engine]:
+    """An engine on a state directory; all six stages at the end."""
+    flags = {"state_dir": folder / "state", "pool_bytes": 256 << 20, "kv_bits": None, **settings}
+    with_flags = config.load(flags, {}, None)
+    state_dir = StateDir.open(folder / "state")
+    metrics = Metrics()
+    engine = Engine(with_flags, BlockStore.open(state_dir, metrics), metrics)
+    engine.start(asyncio.get_running_loop())
+    try:
+        await engine.wait_ready(60)
+        yield engine
+    finally:
+        engine.stop_admission()
+        await engine.drain(0.0, asyncio.Event())
+        await engine.persist(10)
+        await engine.stop()
+        await engine.unload()
+        figures = await engine.release(10)
+        state_dir.close()
+    assert figures["active_bytes"] < 1 << 20
+    with pytest.raises(Unavailable):
+        await engine.wait_ready(0)
+
+
+@dataclass
+class Answer:
+    text: str
+    started: Started
+    finished: Finished
+
+    @property
+    def cached(self) -> int:
+        return self.started.cached_tokens
+
+
+async def ask(
+    engine: Engine,
+    prompt: str | tuple[int, ...],
+    agent: str | None = "ann",
+    max_tokens: int = 24,
+    stop: tuple[str, ...] = (),
+) -> Answer:
+    tokens = prompt if isinstance(prompt, tuple) else await tokenized(engine, prompt)
+    request = GenerateRequest(f"r{id(tokens)}", agent, tokens, GREEDY, max_tokens, stop)
+    texts, started = [], None
+    async with aclosing(engine.generate(request)) as events:
+        async for event in events:
+            match event:
+                case Started():
+                    started = event
+                case Delta(text):
+                    texts.append(text)
+                case Failed(error):
+                    raise error
+                case Finished():
+                    assert started is not None
+                    return Answer("".join(texts), started, event)
+    raise AssertionError("no last event")
+
+
+async def tokenized(engine: Engine, text: str) -> tuple[int, ...]:
+    return await engine.tokenize([{"role": "user", "content": text}])
+
+
+async def test_again_from_memory_and_from_disk_after_a_restart(tmp_path: Path) -> None:
+    async with running(tmp_path) as engine:
+        cold = await ask(engine, FACTS)
+        assert cold.cached == 0
+        again = await ask(engine, FACTS)
+        assert again.started.from_memory == cold.started.prompt_tokens - 1
+    async with running(tmp_path) as engine:
+        restored = await ask(engine, FACTS)
+        assert restored.started.from_disk == cold.started.prompt_tokens - 1
+        assert cold.text == again.text == restored.text
+
+
+async def test_a_match_is_exact_to_the_token_and_generated_tokens_count(tmp_path: Path) -> None:
+    async with running(tmp_path) as engine:
+        prompt = await tokenized(engine, FACTS)
+        first = await ask(engine, prompt)
+        other = (*prompt[:500], *prompt[501:])
+        assert (await ask(engine, other, "ben")).cached == 500
+        agent = engine.agent("ann")
+        assert agent is not None
+        assert agent.num_tokens == len(prompt) + first.finished.completion_tokens
+        assert (await ask(engine, (5, 6, 7), "cleo")).cached == 0
+
+
+async def test_at_once_as_alone_and_one_run_for_one_prefix(tmp_path: Path) -> None:
+    prompts = [FACTS, ENDLESS, FACTS + " more", "Hello!"]
+    async with running(tmp_path / "alone") as engine:
+        alone = [(await ask(engine, p, f"a{i}")).text for i, p in enumerate(prompts)]
+    async with running(tmp_path / "at-once") as engine:
+        at_once = await asyncio.gather(*(ask(engine, p, f"a{i}") for i, p in enumerate(prompts)))
+        assert [a.text for a in at_once] == alone
+        tokens = await tokenized(engine, FACTS)
+        twins = await asyncio.gather(*(ask(engine, tokens, f"t{i}") for i in range(3)))
+        assert len({twin.text for twin in twins}) == 1
+        assert all(twin.cached == len(tokens) - 1 for twin in twins)
+
+
+async def test_closing_cancels_and_what_was_computed_is_kept(tmp_path: Path) -> None:
+    async with running(tmp_path) as engine:
+        prompt = await tokenized(engine, ENDLESS)
+        request = GenerateRequest("gone", "ann", prompt, GREEDY, None)
+        async with aclosing(engine.generate(request)) as events:
+            async for event in events:
+                if isinstance(event, Delta) and event.num_tokens >= 20:
+                    break
+        await ask(engine, "Hello!", "ben")  # a turn later
+        agent = engine.agent("ann")
+        assert engine.num_active == 0 and agent is not None
+        assert agent.num_tokens >= len(prompt) + 19
+
+
+async def test_limits(tmp_path: Path) -> None:
+    async with running(tmp_path) as engine:
+        assert engine.model is not None
+        context = engine.model.context_length
+        filler = tuple(5 + i % 900 for i in range(context + 1))
+        full = await ask(engine, filler[: context - 1], max_tokens=50)
+        assert full.finished == Finished(FinishReason.LENGTH, 1)
+        for length in (context, context + 1):
+            with pytest.raises(ContextLengthExceeded):
+                await ask(engine, filler[:length])
+        with pytest.raises(BadRequest):
+            await ask(engine, ())
+        with pytest.raises(BadRequest):
+            await ask(engine, (engine.model.vocab_size,))
+        cut = await ask(engine, ENDLESS, max_tokens=7)
+        assert cut.finished == Finished(FinishReason.LENGTH, 7)
+
+
+async def test_stop_strings_end_the_answer_before_them(tmp_path: Path) -> None:
+    async with running(tmp_path) as engine:
+        whole = await ask(engine, FACTS + "\nWhat is the code for orchid?")
+        stop = whole.text[3:9]
+        stopped = await ask(engine, FACTS + "\nWhat is the code for orchid?", stop=(stop,))
+        assert stopped.text == whole.text[: whole.text.index(stop)]
+        assert stopped.finished.reason is FinishReason.STOP
+
+
+async def test_a_damaged_file_is_a_miss_and_the_answer_the_same(tmp_path: Path) -> None:
+    async with running(tmp_path) as engine:
+        cold = await ask(engine, FACTS)
+    files = sorted((tmp_path / "state" / "blocks").rglob("*.safetensors"))
+    for file in files:
+        file.chmod(0o600)
+        raw = bytearray(file.read_bytes())
+        raw[-100] ^= 1
+        file.write_bytes(raw)
+    async with running(tmp_path) as engine:
+        again = await ask(engine, FACTS)
+        assert (again.cached, again.text) == (0, cold.text)
+
+
+async def test_a_pool_too_small_for_anything_costs_only_time(tmp_path: Path) -> None:
+    async with running(tmp_path / "small", pool_bytes=1 << 20) as engine:
+        small = [(await ask(engine, p)).text for p in (FACTS, FACTS, "Hello!")]
+    async with running(tmp_path / "large") as engine:
+        assert small == [(await ask(engine, p)).text for p in (FACTS, FACTS, "Hello!")]
+
+
+async def test_a_step_that_raises_ends_the_guilty_request_only(tmp_path: Path) -> None:
+    async with running(tmp_path) as engine:
+        alone = await ask(engine, FACTS + " others", "ben", max_tokens=60)
+
+        def poison() -> bool:
+            """A wrong shape in the tail of the request that is to fail, until it is there."""
+            assert engine._steps is not None
+            for seq in engine._steps.scheduler.admitted:
+                if seq.request.id == "guilty" and seq.num_generated > 3 and seq.kv:
+                    for tail in seq.kv.tails.values():
+                        tail.arrays = [mx.zeros((1, 7, 512, 64)) for _ in tail.arrays]
+                    return True
+            return False
+
+        async def guilty() -> None:
+            prompt = await tokenized(engine, ENDLESS)
+            async for event in engine.generate(
+                GenerateRequest("guilty", "eve", prompt, GREEDY, None)
+            ):
+                if isinstance(event, Failed):
+                    raise event.error
+                await engine._on_thread(poison)
+
+        failing = asyncio.create_task(guilty())
+        other = await ask(engine, FACTS + " others", "ben", max_tokens=60)
+        with pytest.raises(EngineFailed):
+            await failing
+        assert other.text == alone.text
+        assert (await ask(engine, "Hello!")).finished.reason is FinishReason.STOP
+
+
+async def test_hurry_ends_an_endless_answer_at_once_and_keeps_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as engine:
+        prompt = await tokenized(engine, ENDLESS)
+        hurry, ends = asyncio.Event(), []
+
+        async def endless() -> None:
+            async for event in engine.generate(GenerateRequest("e", "ann", prompt, GREEDY, None)):
+                if isinstance(event, Delta) and event.num_tokens > 10:
+                    hurry.set()
+                if isinstance(event, Finished):
+                    ends.append(event.reason)
+
+        task = asyncio.create_task(endless())
+        await hurry.wait()
+        engine.stop_admission()
+        assert (await engine.drain(60, hurry))["ended"] == 1
+        await task
+        assert ends == [FinishReason.SHUTDOWN]
+        agent = engine.agent("ann")
+        assert agent is not None and agent.num_tokens > len(prompt) + 9
+
+
+async def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
+    state_dir = StateDir.open(tmp_path / "state")
+    flags = {"state_dir": tmp_path / "state", "model": str(tmp_path / "nowhere")}
+    metrics = Metrics()
+    engine = Engine(config.load(flags, {}, None), BlockStore.open(state_dir, metrics), metrics)
+    engine.start(asyncio.get_running_loop())
+    with pytest.raises(Unavailable, match="nowhere"):
+        await engine.wait_ready(60)
+    assert engine.phase is Phase.FAILED
+    engine.stop_admission()
+    await engine.persist(5)
+    await engine.stop()
+    await engine.unload()
+    await engine.release(5)
+    state_dir.close()

@@ -1,0 +1,121 @@
+"""The policy of a step, and the states of a sequence, without MLX or time."""
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_memory.engine.mailbox import Stream
+from agent_memory.engine.scheduler import Scheduler
+from agent_memory.engine.sequence import TRANSITIONS, Sequence, State
+from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
+from agent_memory.kvcache.sequence_kv import SequenceKV
+from agent_memory.model.sampler import Draw
+from agent_memory.request import GenerateRequest, SamplingParams
+from tests.conftest import builtin_model
+
+FORM = TensorFormat(64, "F32")
+SPEC = KVSpec((LayerGroup("full", (0,), 1, FORM, FORM),), "digest")
+END_OF_TURN = 2
+
+
+def sequence(num_prompt: int, max_new: int = 100) -> Sequence:
+    prompt = tuple(range(5, 5 + num_prompt))
+    return Sequence(
+        GenerateRequest("r", None, prompt, SamplingParams()),
+        Stream(),
+        max_new,
+        lambda _position: Draw(None, 0),
+        frozenset({END_OF_TURN}),
+        builtin_model(None).tokenizer.stream(),
+    )
+
+
+def started(num_prompt: int, computed: int = 0, max_new: int = 100) -> Sequence:
+    seq = sequence(num_prompt, max_new)
+    seq.move(State.RUNNING)
+    seq.kv = SequenceKV(SPEC)
+    seq.kv.length = computed
+    return seq
+
+
+@pytest.mark.parametrize(("before", "after"), product(State, State))
+def test_only_what_the_table_allows(before: State, after: State) -> None:
+    seq = sequence(3)
+    seq.state = before
+    if after in TRANSITIONS[before]:
+        seq.move(after)
+        assert seq.state is after
+    else:
+        with pytest.raises(AssertionError):
+            seq.move(after)
+
+
+def test_a_sequence_counts_what_is_known_and_what_is_on_its_way() -> None:
+    seq = started(4, computed=4, max_new=2)
+    assert (seq.to_compute, seq.num_kept) == (0, 4)
+    seq.in_flight = 1
+    assert seq.to_compute == 1
+    seq.accept(9)
+    assert (seq.num_generated, seq.to_compute, seq.finish_reason) == (1, 1, None)
+    seq.in_flight = 1
+    assert seq.to_compute == 0  # with that one max_new is reached
+    seq.accept(END_OF_TURN)
+    assert seq.finish_reason == "stop"
+
+
+def test_rewinding_forgets_what_was_computed_and_not_what_is_known() -> None:
+    seq = started(4, computed=4)
+    seq.in_flight = 1
+    seq.accept(9)
+    seq.rewind()
+    assert seq.state is State.WAITING and seq.tokens == [5, 6, 7, 8, 9]
+    assert seq.kv is None and seq.in_flight == 0 and not seq.chain
+
+
+lengths = st.lists(st.tuples(st.integers(1, 600), st.booleans()), max_size=20)
+
+
+@given(lengths, st.integers(1, 300), st.integers(1, 12))
+def test_a_step_keeps_its_budget_and_leaves_nothing_undone(
+    wanted: list[tuple[int, bool]], step_tokens: int, max_running: int
+) -> None:
+    scheduler = Scheduler(step_tokens, max_running)
+    for num_prompt, decodes in wanted:
+        scheduler.add(sequence(num_prompt))
+        if seq := scheduler.admit():
+            seq.move(State.RUNNING)
+            seq.kv = SequenceKV(SPEC)
+            if decodes:
+                seq.kv.length, seq.in_flight = num_prompt, 1
+    scheduler.check()
+    step = scheduler.next_step()
+    rows = sum(work.num_tokens for work in step)
+    undone = sum(seq.to_compute for seq in scheduler.admitted)
+    assert rows == min(step_tokens, undone)  # never more than the budget, never less than there is
+    assert len({id(work.seq) for work in step}) == len(step)
+    decoding = [work.seq.to_compute == 1 for work in step]
+    assert decoding == sorted(decoding, reverse=True)
+    for work in step:
+        assert work.samples == (work.num_tokens == work.seq.to_compute)
+    arrivals = [scheduler.admitted.index(w.seq) for w in step if w.seq.to_compute > 1]
+    assert arrivals == sorted(arrivals)
+
+
+def test_admission_is_bounded_and_in_order_and_the_accused_computes_alone() -> None:
+    scheduler = Scheduler(256, 2)
+    seqs = [sequence(10) for _ in range(4)]
+    for seq in seqs:
+        scheduler.add(seq)
+    assert [scheduler.admit(), scheduler.admit(), scheduler.admit()] == [*seqs[:2], None]
+    for seq in seqs[:2]:
+        seq.move(State.RUNNING)
+        seq.kv = SequenceKV(SPEC)
+    assert len(scheduler.next_step()) == 2
+    seqs[1].alone = True
+    assert [work.seq for work in scheduler.next_step()] == [seqs[1]]
+    seqs[0].rewind()
+    scheduler.readmit(seqs[0])
+    scheduler.remove(seqs[1])
+    assert scheduler.admit() is seqs[0]  # before those that never ran

@@ -1,0 +1,121 @@
+"""Draws depend on the request alone, and only allowed tokens are drawn."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from agent_memory.model.sampler import Draw, draw_for, sample
+from agent_memory.request import SamplingParams
+
+VOCAB = 50
+LOGITS = mx.random.normal((8, VOCAB), key=mx.random.key(3)) * 2
+
+
+def drawn(
+    params: SamplingParams, logits: mx.array, seed: int = 1, positions: range = range(1)
+) -> list[int]:
+    """One token for each position, all from the same row of logits."""
+    draw = draw_for(params, seed, VOCAB)
+    rows = mx.broadcast_to(logits, (len(positions), VOCAB))
+    tokens: list[int] = np.array(sample(rows, [draw(p) for p in positions])).tolist()
+    return tokens
+
+
+def likely(logits: mx.array) -> list[int]:
+    """Token ids, the most likely first."""
+    order: list[int] = np.argsort(-np.array(logits)).tolist()
+    return order
+
+
+@pytest.mark.parametrize("others", [0, 1, 5])
+@pytest.mark.parametrize("place", [0, 2])
+def test_the_token_does_not_depend_on_the_rest_of_the_batch(others: int, place: int) -> None:
+    params = SamplingParams(temperature=0.8, top_p=0.95)
+    draw = draw_for(params, 42, VOCAB)
+    greedy = draw_for(SamplingParams(temperature=0), 0, VOCAB)
+    for position in range(20):
+        alone = sample(LOGITS[:1], [draw(position)])
+        rest: list[Draw] = [draw_for(params, s, VOCAB)(position) for s in range(others)]
+        draws = [*rest, greedy(0), greedy(0)]
+        at = min(place, len(draws))
+        rows = mx.concatenate([LOGITS[1 : 1 + at], LOGITS[:1], LOGITS[1 + at : len(draws) + 1]])
+        together = sample(rows, [*draws[:at], draw(position), *draws[at:]])
+        assert int(together[at]) == int(alone[0])
+
+
+def test_seed_and_position_each_change_the_draw() -> None:
+    flat = mx.zeros((1, VOCAB))
+    params = SamplingParams()
+    one, again, other = (drawn(params, flat, s, range(100)) for s in (7, 7, 8))
+    assert one == again
+    assert sum(a == b for a, b in zip(one, other, strict=True)) < 20  # two by chance
+    assert len(set(one)) > VOCAB // 2
+    assert drawn(params, flat, 7, range(1, 101))[:99] == one[1:]
+
+
+@pytest.mark.parametrize("seed", [0, -1, -(2**63), 2**63 - 1])
+def test_any_seed_of_64_bits_will_do(seed: int) -> None:
+    assert drawn(SamplingParams(), LOGITS[:1], seed) == drawn(SamplingParams(), LOGITS[:1], seed)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-9])
+def test_no_temperature_takes_the_most_likely(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, top_p=0.5, top_k=3, min_p=0.1)
+    for row in range(8):
+        tokens = drawn(params, LOGITS[row : row + 1], positions=range(5))
+        assert tokens == likely(LOGITS[row])[:1] * 5
+
+
+def test_hardly_any_temperature_takes_it_too() -> None:
+    params = SamplingParams(temperature=1e-6)
+    assert set(drawn(params, LOGITS[:1], positions=range(50))) == {likely(LOGITS[0])[0]}
+
+
+@pytest.mark.parametrize("top_k", [VOCAB, VOCAB + 1, 10**6])
+def test_top_k_of_all_there_are_is_no_filter(top_k: int) -> None:
+    tokens = drawn(SamplingParams(top_k=top_k), LOGITS[:1], positions=range(100))
+    assert tokens == drawn(SamplingParams(), LOGITS[:1], positions=range(100))
+
+
+@pytest.mark.parametrize("top_k", [1, 3, VOCAB - 1])
+def test_top_k_draws_from_the_k_most_likely(top_k: int) -> None:
+    tokens = drawn(SamplingParams(top_k=top_k, temperature=3.0), LOGITS[:1], positions=range(400))
+    assert set(tokens) <= set(likely(LOGITS[0])[:top_k])
+    assert len(set(tokens)) >= min(top_k, 30)
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.7, 0.99])
+def test_top_p_draws_from_the_fewest_that_reach_it(top_p: float) -> None:
+    p = np.exp(np.array(LOGITS[0], np.float64))
+    p /= p.sum()
+    order = likely(LOGITS[0])
+    reached = np.cumsum(p[order])
+    allowed = set(order[: int(np.searchsorted(reached, top_p)) + 1])
+    tokens = drawn(SamplingParams(top_p=top_p), LOGITS[:1], positions=range(400))
+    assert set(tokens) <= allowed
+    assert len(set(tokens)) >= min(len(allowed), 4)
+
+
+@pytest.mark.parametrize("min_p", [0.02, 0.2, 1.0])
+def test_min_p_draws_from_those_near_the_most_likely(min_p: float) -> None:
+    p = np.exp(np.array(LOGITS[0], np.float64))
+    allowed = set(np.flatnonzero(p >= min_p * p.max() * (1 - 1e-6)).tolist())
+    tokens = drawn(SamplingParams(min_p=min_p), LOGITS[:1], positions=range(400))
+    assert set(tokens) <= allowed
+    assert len(set(tokens)) >= min(len(allowed), 3)
+
+
+def test_draws_follow_the_probabilities() -> None:
+    p = np.array([0.5, 0.25, 0.15, 0.1])
+    logits = mx.log(mx.array([[*p.tolist(), *[1e-30] * (VOCAB - 4)]]))
+    n = 4000
+    tokens = drawn(SamplingParams(), logits, seed=11, positions=range(n))
+    shares = np.bincount(tokens, minlength=4) / n
+    np.testing.assert_allclose(shares[:4], p, atol=0.035)  # over four standard deviations
+
+
+def test_bfloat16_logits_are_drawn_from_in_float32() -> None:
+    params = SamplingParams(top_p=0.9)
+    rounded = LOGITS[:1].astype(mx.bfloat16)
+    ours = drawn(params, rounded, positions=range(50))
+    assert ours == drawn(params, rounded.astype(mx.float32), positions=range(50))

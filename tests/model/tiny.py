@@ -1,0 +1,105 @@
+"""Tiny random models of mlx-lm's own classes, their weights spread enough to have opinions."""
+
+from types import ModuleType
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_map
+from mlx_lm.models import deepseek_v3, gemma2, gemma3_text, llama, openelm, qwen3
+
+from agent_memory.kvcache import attention
+from agent_memory.model import probe
+from agent_memory.model.probe import Proven
+from agent_memory.model.runner import HeadCut, Runner
+
+VOCAB = 512
+COMMON: dict[str, object] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 4096,
+}
+KINDS: dict[str, tuple[ModuleType, dict[str, object]]] = {
+    "llama": (llama, {}),
+    "qwen3": (qwen3, {}),
+    # No trunk named `model`, and layers of different numbers of KV heads.
+    "openelm": (
+        openelm,
+        {
+            "num_transformer_layers": 3,
+            "model_dim": 128,
+            "ffn_dim_divisor": 8,
+            "num_query_heads": [4, 8, 4],
+            "num_kv_heads": [2, 4, 2],
+            "ffn_multipliers": [2.0, 1.0, 2.0],
+        },
+    ),
+    # Windows in some layers.
+    "gemma3_text": (
+        gemma3_text,
+        {"num_hidden_layers": 6, "sliding_window": 32, "sliding_window_pattern": 3},
+    ),
+    # Attention written out in the model itself.
+    "gemma2": (gemma2, {}),
+    # Latent attention.
+    "deepseek_v3": (
+        deepseek_v3,
+        {
+            "moe_intermediate_size": 64,
+            "kv_lora_rank": 64,
+            "q_lora_rank": 64,
+            "qk_rope_head_dim": 64,
+            "qk_nope_head_dim": 64,
+            "v_head_dim": 64,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "topk_method": "noaux_tc",
+            "norm_topk_prob": True,
+        },
+    ),
+}
+
+
+def build(kind: str, dtype: mx.Dtype = mx.float32, **over: object) -> Module:
+    module, own = KINDS[kind]
+    args = module.ModelArgs.from_dict({"model_type": kind, **COMMON, **own, **over})
+    model: Module = module.Model(args)
+    return randomize(model, dtype)
+
+
+def randomize(model: Module, dtype: mx.Dtype = mx.float32) -> Module:
+    """Every matrix from one normal distribution; the same in every process."""
+    keys = iter(mx.random.split(mx.random.key(1), 1000))
+
+    def weight(p: mx.array) -> mx.array:
+        return mx.random.normal(p.shape, key=next(keys)) * 0.08 if p.ndim > 1 else p
+
+    model.update(tree_map(weight, model.parameters()))
+    model.set_dtype(dtype)
+    mx.eval(model.parameters())
+    model.eval()
+    return model
+
+
+def proven(model: Module, bits: int | None = None, group_size: int = 32) -> tuple[Proven, HeadCut]:
+    """As the loader does it."""
+    attention.install(model)
+    head = HeadCut(model)
+    return probe.verify(model, head, probe.derive_spec(model, "tiny", bits, group_size)), head
+
+
+def runner(model: Module, bits: int | None = None) -> Runner:
+    found, head = proven(model, bits)
+    return Runner(model, found.spec, head, found.read)
