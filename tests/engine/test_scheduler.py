@@ -40,7 +40,7 @@ def started(num_prompt: int, computed: int = 0, max_new: int = 100) -> Sequence:
     return seq
 
 
-@pytest.mark.parametrize(("before", "after"), product(State, State))
+@pytest.mark.parametrize(("before", "after"), list(product(State, State)))
 def test_only_what_the_table_allows(before: State, after: State) -> None:
     seq = sequence(3)
     seq.state = before
