@@ -10,12 +10,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import QuantizedKVCache, make_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache
 
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.model.loader import LoadedModel
 from agent_memory.model.runner import Job
 from tests.conftest import ordinary_text
+from tests.ties import tie_limit
 
 Messages = list[dict[str, str]]
 WAYS = ("memory", "sigterm", "kill")
@@ -112,23 +113,6 @@ def judge(loaded: LoadedModel, messages: Messages, one: str, other: str) -> Dive
             second, first = np.sort(logits)[-2:]
             return Divergence(position, float(first - second), tie_limit(loaded, prompt))
         tokens, position = [best], position + 1
-
-
-def tie_limit(loaded: LoadedModel, tokens: list[int]) -> float:
-    """1e-3 unquantized; else how far plain mlx-lm with the same quantization is from itself after
-    scaling the embedding by 1 + 1e-6."""
-    form = loaded.proven.spec.groups[0].k
-    if form.bits is None:
-        return 1e-3
-    embedding = loaded.model["model"]["embed_tokens"]
-    weight, logits = embedding.weight, []
-    for scale in (1.0, 1.0 + 1e-6):
-        embedding.weight = weight * scale
-        cache = [QuantizedKVCache(form.group_size, form.bits) for _ in loaded.runner.layers]
-        logits.append(loaded.model(mx.array([tokens]), cache=cache)[0])
-        mx.eval(logits[-1])
-    embedding.weight = weight
-    return float(mx.abs(logits[0] - logits[1]).max())
 
 
 def plain_answer(loaded: LoadedModel, messages: Messages, max_tokens: int) -> str:

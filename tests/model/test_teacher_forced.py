@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models.cache import QuantizedKVCache
 
 from agent_memory.kvcache.run import RunBuilder
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.model.loader import LoadedModel
 from agent_memory.model.runner import Job
 from tests.conftest import ordinary_text
+from tests.ties import tie_limit
 
 Way = Callable[[LoadedModel, list[list[int]]], list[mx.array]]
 
@@ -76,22 +76,6 @@ def restored(loaded: LoadedModel, texts: list[list[int]]) -> list[mx.array]:
 WAYS = {"37": chunked(37), "256": chunked(256), "1": chunked(1), "restored": restored}
 
 
-def plain_noise(loaded: LoadedModel, tokens: list[int]) -> float:
-    """How far plain mlx-lm is from itself after scaling the embedding by 1 + 1e-6."""
-    form = loaded.proven.spec.groups[0].k
-    if form.bits is None:
-        return 1e-3
-    embedding = loaded.model["model"]["embed_tokens"]
-    weight, logits = embedding.weight, []
-    for scale in (1.0, 1.0 + 1e-6):
-        embedding.weight = weight * scale
-        cache = [QuantizedKVCache(form.group_size, form.bits) for _ in loaded.runner.layers]
-        logits.append(loaded.model(mx.array([tokens]), cache=cache)[0])
-        mx.eval(logits[-1])
-    embedding.weight = weight
-    return float(mx.abs(logits[0] - logits[1]).max())
-
-
 def differing(reference: mx.array, other: mx.array) -> Iterator[tuple[int, float]]:
     """(position, margin of the reference's two best logits) wherever the choice differs."""
     differs = np.array(mx.argmax(reference, axis=-1) != mx.argmax(other, axis=-1))
@@ -106,7 +90,7 @@ def test_every_way_chooses_the_same(
 ) -> None:
     all_texts = texts(loaded)
     reference = chunked(TEXT_TOKENS)(loaded, all_texts)
-    noise = [plain_noise(loaded, text) for text in all_texts]
+    noise = [tie_limit(loaded, text) for text in all_texts]
     found = {
         way: [
             (position, margin, noise[i])
