@@ -101,7 +101,7 @@ class Rows:
                 out.append(mx.zeros((count - needed, *self._like(queries)), dtype=queries.dtype))
             if needed:
                 q, parts = queries[row + count - needed : row + count], kv.parts(self.layer)
-                over = self._decode if count == 1 else self._chunk
+                over = self._decode if needed == 1 else self._chunk
                 out.append(over(q, parts, scale))
             row += count
         if row < queries.shape[0]:  # rows that only pad the step
