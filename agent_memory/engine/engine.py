@@ -180,6 +180,7 @@ class Engine:
         loaded = loader.load(self.model_id, config.kv_bits, config.kv_group_size, progress)
         proven = loaded.proven
         memory = Memory(proven.spec, self._pool, self._store, self._metrics, self._mailbox.send)
+        self._store.expect(proven.spec)
         scheduler = Scheduler(config.step_tokens, MAX_RUNNING)
         self._loaded = loaded
         self._steps = StepLoop(loaded, memory, scheduler, self._mailbox, self._metrics)

@@ -1,7 +1,7 @@
 """Between text and token ids: chat template, encoding, text as it is generated, stop strings.
 
-`ChatTokenizer.encode_chat` is called in worker threads: `encode_batch` lets other threads run,
-`encode` does not.  `TextStream` and `StopMatcher` belong to one sequence, on the engine thread.
+`ChatTokenizer.encode_chat` is called in worker threads: `encode_batch_fast` lets other threads
+run, `encode` does not.  `TextStream` and `StopMatcher` belong to one sequence, engine thread.
 """
 
 from collections.abc import Sequence
@@ -41,12 +41,12 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> list[int]:
         try:
-            ids: list[int] = self._backend.encode_batch([text], add_special_tokens=False)[0].ids
+            [encoded] = self._backend.encode_batch_fast([text], add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
             raise BadRequest(
                 "The text holds half a surrogate pair, which is no character.", param="messages"
             ) from error
-        return ids
+        return list(encoded.ids)
 
     def stream(self) -> "TextStream":
         return TextStream(self._backend)

@@ -14,6 +14,7 @@ from agent_memory.metrics import Metrics
 from agent_memory.store.agents import Agents
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.files import Bytes
+from agent_memory.store.format import full_file_bytes
 from agent_memory.store.index import Index
 from agent_memory.store.reader import Deliver, Readers
 from agent_memory.store.recover import recover
@@ -64,6 +65,10 @@ class BlockStore:
     def pending_bytes(self) -> int:
         """Payload bytes held for the writer."""
         return self._catalog.pending_bytes
+
+    def expect(self, spec: KVSpec) -> None:
+        """Blocks of this model will be read: have memory ready for some.  Takes a moment."""
+        self._readers.slots.prepare(full_file_bytes(spec))
 
     def read(self, block: Block, spec: KVSpec, deliver: Deliver) -> None:
         """`deliver(block, payload | None)` comes once, on a reader thread."""

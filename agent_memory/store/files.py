@@ -7,7 +7,7 @@ import fcntl
 import os
 import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,10 @@ import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 Piece = bytes | memoryview
+
+
+def _fresh(nbytes: int) -> Bytes:
+    return np.empty(nbytes, np.uint8)
 
 
 def write_new(path: Path, pieces: Iterable[Piece]) -> None:
@@ -31,11 +35,11 @@ def write_new(path: Path, pieces: Iterable[Piece]) -> None:
         os.close(fd)
 
 
-def read_file(path: Path) -> Bytes:
-    """The whole file in a fresh array.  Shorter than its size said if it shrinks meanwhile."""
+def read_file(path: Path, take: Callable[[int], Bytes] = _fresh) -> Bytes:
+    """The whole file, in an array from `take`.  Shorter than its size if it shrinks meanwhile."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb", buffering=0) as file:
-        raw = np.empty(os.fstat(fd).st_size, np.uint8)
+        raw = take(os.fstat(fd).st_size)
         rest = raw.data
         while rest and (got := file.readinto(rest)):
             rest = rest[got:]

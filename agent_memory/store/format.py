@@ -57,6 +57,13 @@ def encode(block: Block, payload: Bytes, spec: KVSpec) -> tuple[BlockFile, list[
     return file, [header, block.tokens, payload.data]
 
 
+def full_file_bytes(spec: KVSpec) -> int:
+    """The size of every file of a full block of this model."""
+    block = Block.of(spec.fingerprint, bytes(4 * BLOCK_TOKENS))
+    header = _header(block, spec, bytes(xxh3_128().digest_size))
+    return len(header) + len(block.tokens) + spec.payload_bytes(BLOCK_TOKENS)
+
+
 def decode(raw: Bytes, file: BlockFile, spec: KVSpec) -> Bytes:
     """The payload in `raw`, the whole file: a view of it.  Raises Rejected on any difference."""
     block = file.block

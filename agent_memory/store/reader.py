@@ -18,6 +18,7 @@ from agent_memory.store.catalog import Catalog
 from agent_memory.store.complaints import Complaints, trace
 from agent_memory.store.files import Bytes, read_file
 from agent_memory.store.format import BlockFile, Rejected, decode
+from agent_memory.store.slots import Slots
 from agent_memory.store.state_dir import StateDir
 from agent_memory.store.writer import Quarantine, Writer
 
@@ -41,6 +42,7 @@ class Readers:
         self._state = state
         self._catalog = catalog
         self._writer = writer
+        self.slots = Slots()
         self._rejected = Complaints("block_rejected", metrics.restore_rejected)
         self._deliver_failures = Complaints("deliver_failed")
         self._queue: SimpleQueue[Read | None] = SimpleQueue()
@@ -114,4 +116,4 @@ class Readers:
         path = self._state.block_path(file.block.hash)
         if path.lstat().st_size != file.file_bytes:
             raise Rejected("size")
-        return decode(read_file(path), file, spec)
+        return decode(read_file(path, self.slots.take), file, spec)

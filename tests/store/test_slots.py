@@ -1,0 +1,48 @@
+"""Memory is given out again only when nothing refers to it."""
+
+import numpy as np
+
+from agent_memory.store.slots import Slots
+
+
+def ready(nbytes: int, count: int) -> Slots:
+    slots = Slots()
+    slots.prepare(nbytes, nbytes * count)
+    return slots
+
+
+def test_a_slot_comes_back_when_its_last_view_is_gone() -> None:
+    slots = ready(4096, 2)
+    array = slots.take(4096)
+    view = array[100:200].view(np.uint32)
+    other = memoryview(array)[5:]
+    assert slots.num_spare == 1
+    del array
+    assert slots.num_spare == 1
+    del view
+    assert slots.num_spare == 1
+    del other
+    assert slots.num_spare == 2
+
+
+def test_no_two_arrays_share_memory() -> None:
+    slots = ready(4096, 2)
+    arrays = [slots.take(4096) for _ in range(5)]
+    for n, array in enumerate(arrays):
+        array[:] = n
+    assert [set(array.tolist()) for array in arrays] == [{n} for n in range(5)]
+
+
+def test_other_sizes_are_plain_arrays() -> None:
+    slots = ready(4096, 2)
+    assert slots.take(4095).nbytes == 4095 and slots.take(5000).nbytes == 5000
+    assert slots.num_spare == 2
+
+
+def test_slots_of_the_size_before_are_not_given_out() -> None:
+    slots = ready(4096, 2)
+    old = slots.take(4096)
+    slots.prepare(8192, 8192)
+    del old
+    assert slots.take(8192).nbytes == 8192
+    assert slots.num_spare == 0
