@@ -26,12 +26,7 @@ from agent_memory.engine.mailbox import Mailbox, Stream
 from agent_memory.engine.memory import Memory
 from agent_memory.engine.scheduler import Scheduler
 from agent_memory.engine.step_loop import StepLoop
-from agent_memory.errors import (
-    AgentMemoryError,
-    BadRequest,
-    ContextLengthExceeded,
-    Unavailable,
-)
+from agent_memory.errors import AgentMemoryError, BadRequest, ContextLengthExceeded, Unavailable
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.metrics import Metrics
 from agent_memory.model import loader
@@ -224,11 +219,14 @@ class Engine:
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────
 
-    async def tokenize(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
-        """The prompt of a conversation, made in a worker thread.  Raises BadRequest."""
-        assert self._loaded is not None
+    async def tokenize(self, messages: Sequence[dict[str, str]], agent: str | None) -> list[int]:
+        """The prompt of a conversation, made in a worker thread, while the agent's memory is
+        already being read.  Raises BadRequest."""
+        assert self._loaded is not None and self._steps is not None
+        if agent is not None:
+            self._mailbox.send(partial(self._steps.memory.expect, agent))
         tokenizer = self._loaded.tokenizer
-        return tuple(await asyncio.to_thread(tokenizer.encode_chat, messages))
+        return await asyncio.to_thread(tokenizer.encode_chat, messages)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events of a request; closing the iterator cancels it.  Raises RequestError at once if it

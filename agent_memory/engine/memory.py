@@ -10,13 +10,14 @@ Knows nothing of steps or HTTP.  Engine thread only; the store's threads answer 
 """
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, common_tokens, token_bytes
+from agent_memory.engine.reads import Post, Reads
 from agent_memory.engine.sequence import Sequence, State
 from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
@@ -26,7 +27,8 @@ from agent_memory.metrics import Metrics
 from agent_memory.store.block_store import BlockStore
 
 RESERVE_NEW_TOKENS = 512
-Post = Callable[[Callable[[], object]], None]
+AHEAD_BYTES = 64 << 20
+"""Of a chain are read before its request is there: it may turn out to be about something else."""
 RunKey = tuple[BlockHash, int]
 
 
@@ -84,6 +86,7 @@ class Memory:
         self._post = post
         self._runs: WeakValueDictionary[RunKey, Run] = WeakValueDictionary()
         self._restores: dict[RunKey, Restore] = {}
+        self._reads = Reads(spec, pool, store, post)
 
     # ── match ────────────────────────────────────────────────────────────────────────────────
 
@@ -115,6 +118,14 @@ class Memory:
                 best = block, count
         return best
 
+    def expect(self, agent_id: str) -> None:
+        """A request of this agent will come in a moment: most likely it goes on from its head."""
+        agent = self.store.agents.get(agent_id)
+        heads = agent.heads if agent else ()
+        own = (head for head in heads if head.fingerprint == self.spec.fingerprint)
+        if newest := next(own, None):
+            self._reads.ahead(newest.chain, AHEAD_BYTES)
+
     # ── restore ──────────────────────────────────────────────────────────────────────────────
 
     def begin(self, seq: Sequence) -> Restored | None:
@@ -133,29 +144,17 @@ class Memory:
 
     def _open(self, spans: list[Span]) -> Restore:
         length = spans[-1].start + spans[-1].count
-        absent = {i for i, span in enumerate(spans) if span.block.hash not in self.pool}
+        absent = {i for i, span in enumerate(spans) if self._reads.from_disk(span.block.hash)}
         restore = Restore(spans, RunBuilder(self.spec, length), [], len(spans), absent)
         self._restores[restore.key] = restore
         for i, span in enumerate(spans):
-            if i in absent:
-                self._read(restore, i)
+            if span.block.hash in self.pool:
+                self._landed(restore, i, self.pool.hold(span.block.hash), True)
             else:
-                self._landed(restore, i, self.pool.hold(span.block.hash), held=True)
+                self._reads.want(span.block, partial(self._landed, restore, i))
         return restore
 
-    def _read(self, restore: Restore, i: int) -> None:
-        def deliver(_block: Block, payload: np.ndarray | None) -> None:
-            self._post(lambda: self._landed_from_disk(restore, i, payload))
-
-        self.store.read(restore.spans[i].block, self.spec, deliver)
-
-    def _landed_from_disk(self, restore: Restore, i: int, payload: np.ndarray | None) -> None:
-        """A block that the full pool has no room for is used for this run and not kept."""
-        block = restore.spans[i].block
-        held = payload is not None and self.pool.put(block, payload)
-        self._landed(restore, i, self.pool.hold(block.hash) if held else payload, held=held)
-
-    def _landed(self, restore: Restore, i: int, payload: np.ndarray | None, *, held: bool) -> None:
+    def _landed(self, restore: Restore, i: int, payload: np.ndarray | None, held: bool) -> None:
         restore.missing -= 1
         if payload is None:
             restore.failed.add(i)
@@ -273,6 +272,7 @@ class Memory:
     def clear(self) -> int:
         """At the end of the process: forget restores under way and all blocks; -> blocks held."""
         self._restores.clear()
+        self._reads.clear()
         return self.pool.clear()
 
     def check(self) -> None:

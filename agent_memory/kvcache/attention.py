@@ -130,10 +130,14 @@ class Rows:
         return out.reshape(1, heads, 1, -1)
 
     def _over(self, q: mx.array, part: Part) -> tuple[mx.array, mx.array]:
-        """-> (attention over this part alone, its log-sum-exp)."""
+        """-> (attention over this part alone, its log-sum-exp).
+
+        With p = softmax(s), max(p) is 1 / sum(exp(s - max(s))): no exp is computed twice.
+        """
         s = scores(q, part.k, self.group.k).astype(mx.float32)
-        lse = mx.logsumexp(s, axis=-1, keepdims=True)
-        return weighted(mx.exp(s - lse).astype(q.dtype), part.v, self.group.v), lse
+        p = mx.softmax(s, axis=-1)
+        lse = mx.max(s, axis=-1, keepdims=True) - mx.log(mx.max(p, axis=-1, keepdims=True))
+        return weighted(p.astype(q.dtype), part.v, self.group.v), lse
 
     def _dense(self, parts: list[Part]) -> tuple[mx.array, mx.array]:
         return (

@@ -106,7 +106,7 @@ class Turn:
         return GenerateRequest(
             id=self._id,
             agent=self._agent,
-            prompt=await self._engine.tokenize(self._chat.messages),
+            prompt=tuple(await self._engine.tokenize(self._chat.messages, self._agent)),
             sampling=self._chat.sampling_over(model.defaults),
             max_tokens=self._chat.max_tokens,
             stop=self._chat.stop,

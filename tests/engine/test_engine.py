@@ -96,7 +96,7 @@ async def ask(
 
 
 async def tokenized(engine: Engine, text: str) -> tuple[int, ...]:
-    return await engine.tokenize([{"role": "user", "content": text}])
+    return tuple(await engine.tokenize([{"role": "user", "content": text}], None))
 
 
 async def test_again_from_memory_and_from_disk_after_a_restart(tmp_path: Path) -> None:
