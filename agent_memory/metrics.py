@@ -38,6 +38,7 @@ class Metrics:
         self.orphans_swept = counter("orphans_swept", "Unfinished files removed at start")
         self.running = gauge("running", "Sequences being computed")
         self.waiting = gauge("waiting", "Sequences waiting to be computed")
+        self.runs = gauge("runs", "Restored prefixes in use, each once however many share it")
         self.pool_bytes = gauge("pool_bytes", "Payload bytes in the block pool")
         self.disk_bytes = gauge("disk_bytes", "Bytes of block files")
         self.connections = gauge("connections", "Open HTTP connections")

@@ -29,7 +29,6 @@ from agent_memory.store.block_store import BlockStore
 RESERVE_NEW_TOKENS = 512
 AHEAD_BYTES = 64 << 20
 """Of a chain are read before its request is there: it may turn out to be about something else."""
-RunKey = tuple[BlockHash, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Restore:
     todo: deque[tuple[int, np.ndarray, bool]] = field(default_factory=deque)
 
     @property
-    def key(self) -> RunKey:
+    def key(self) -> BlockHash:
         return run_key(self.spans)
 
     @property
@@ -71,8 +70,10 @@ class Restored:
     from_disk: int
 
 
-def run_key(spans: list[Span]) -> RunKey:
-    return spans[-1].block.hash, spans[-1].start + spans[-1].count
+def run_key(spans: list[Span]) -> BlockHash:
+    """Names all tokens up to the end of the spans, whichever block the last of them are from."""
+    block, count = spans[-1].block, spans[-1].count
+    return Block.of(block.parent, block.tokens[: 4 * count]).hash
 
 
 class Memory:
@@ -84,8 +85,8 @@ class Memory:
         self.store = store
         self.metrics = metrics
         self._post = post
-        self._runs: WeakValueDictionary[RunKey, Run] = WeakValueDictionary()
-        self._restores: dict[RunKey, Restore] = {}
+        self._runs: WeakValueDictionary[BlockHash, Run] = WeakValueDictionary()
+        self._restores: dict[BlockHash, Restore] = {}
         self._reads = Reads(spec, pool, store, post)
 
     # ── match ────────────────────────────────────────────────────────────────────────────────
@@ -103,6 +104,10 @@ class Memory:
         rest = data[len(spans) * step : (len(spans) + 1) * step]
         best = self._closest(parent, rest)
         return [*spans, Span(best[0], len(spans) * BLOCK_TOKENS, best[1])] if best else spans
+
+    def remembered(self, seq: Sequence) -> int:
+        spans = self.match(seq.tokens)
+        return spans[-1].start + spans[-1].count if spans else 0
 
     def _find(self, wanted: Block) -> Block | None:
         """Token ids are compared too: a hash is only a name."""
@@ -203,6 +208,10 @@ class Memory:
         disk = sum(span.count for i, span in enumerate(spans) if i in from_disk)
         return Restored(seq, seq.kv.length - disk, disk)
 
+    @property
+    def num_runs(self) -> int:
+        return len(self._runs)
+
     # ── commit ───────────────────────────────────────────────────────────────────────────────
 
     def commit_full(self, seq: Sequence) -> None:
@@ -210,6 +219,18 @@ class Memory:
         while seq.num_kept - seq.num_committed >= BLOCK_TOKENS:
             if not self._commit(seq, seq.num_committed + BLOCK_TOKENS):
                 return
+
+    def offer(self, seq: Sequence, num_tokens: int) -> None:
+        """Have the first `num_tokens` of a running sequence in the pool, for another to go on from.
+
+        What of them fills no block is offered in RAM only: on disk it would soon be of no use.
+        """
+        self.commit_full(seq)
+        if seq.kv is None or not seq.num_committed < num_tokens <= seq.num_kept:
+            return
+        block = self._block(seq, num_tokens)
+        if self._find(block) is None:
+            self.pool.put(block, seq.kv.copy_out(seq.num_committed, num_tokens))
 
     def commit_turn(self, seq: Sequence) -> None:
         """At the end of a turn, however it ended: everything that was computed, and whose it is."""
@@ -232,9 +253,7 @@ class Memory:
     def _commit(self, seq: Sequence, end: int) -> bool:
         """Copy the tokens since the last commit out as one block; False: the pool is full."""
         assert seq.kv is not None
-        start = seq.num_committed
-        parent = seq.chain[-1].hash if seq.chain else self.spec.fingerprint
-        block = Block.of(parent, token_bytes(seq.tokens[start:end]))
+        start, block = seq.num_committed, self._block(seq, end)
         if self._find(block) is None:
             if not self.pool.make_room(self.spec.payload_bytes(end - start)):
                 return False
@@ -243,6 +262,11 @@ class Memory:
         seq.chain.append(block)
         self._persist(seq, block)
         return True
+
+    def _block(self, seq: Sequence, end: int) -> Block:
+        """Of the tokens since the last commit."""
+        parent = seq.chain[-1].hash if seq.chain else self.spec.fingerprint
+        return Block.of(parent, token_bytes(seq.tokens[seq.num_committed : end]))
 
     def _persist(self, seq: Sequence, block: Block) -> None:
         """Short one-shots of nobody stay in RAM; everything else goes to disk at once."""

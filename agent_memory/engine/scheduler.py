@@ -2,15 +2,20 @@
 
 A step has a budget of rows.  Running sequences that decode get a row each; what is left goes to
 prompts in order of arrival, so a long prompt shares its steps with everyone who is being answered.
-Sequences are admitted in order of arrival while there are fewer than `max_running`.  Engine thread
-only.
+Sequences are admitted in order of arrival while there are fewer than `max_running`.  One that
+begins with what another is just computing waits until that has been computed, and then has it from
+memory; if the other leaves before, so much is taken over as was committed.  Engine thread only.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from agent_memory.engine.sequence import Sequence, State
+from agent_memory.block import common_tokens
+from agent_memory.engine.sequence import Awaited, Sequence, State
+
+MIN_SHARED = 64
+"""Tokens that are sooner computed twice than waited for."""
 
 
 class Work(NamedTuple):
@@ -43,13 +48,37 @@ class Scheduler:
     def can_admit(self) -> bool:
         return bool(self.waiting) and len(self.admitted) < self.max_running
 
-    def admit(self) -> Sequence | None:
-        """The next sequence to begin, if there is room for one."""
+    def admit(self, remembered: Callable[[Sequence], int]) -> Sequence | None:
+        """The next sequence to begin, if there is room for one.
+
+        `remembered`: how many leading tokens of it are in memory.
+        """
         if not self.can_admit:
             return None
-        seq = self.waiting.popleft()
-        self.admitted.append(seq)
-        return seq
+        for seq in self.waiting:
+            if not self._waits(seq, remembered):
+                self.waiting.remove(seq)
+                self.admitted.append(seq)
+                return seq
+        return None
+
+    def _waits(self, seq: Sequence, remembered: Callable[[Sequence], int]) -> bool:
+        if seq.awaits is None or not seq.awaits.pending:
+            shared = self.shared_with(seq)
+            seq.awaits = shared if shared and shared.pending else None
+            if seq.awaits and seq.awaits.num_tokens - remembered(seq) < MIN_SHARED:
+                seq.awaits = None
+        return seq.awaits is not None
+
+    def shared_with(self, seq: Sequence) -> Awaited | None:
+        """The running sequence with which `seq` shares most of its prompt, if it is much."""
+        shared = [
+            Awaited(other, common_tokens(seq.prompt_bytes[:-4], other.prompt_bytes))
+            for other in self.admitted
+            if other.state is State.RUNNING and other is not seq
+        ]
+        most = max(shared, key=lambda s: s.num_tokens, default=None)
+        return most if most and most.num_tokens >= MIN_SHARED else None
 
     def readmit(self, seq: Sequence) -> None:
         """One that was rewound waits again, before those that never ran."""

@@ -21,8 +21,9 @@ Invariants: num_committed <= kv.length <= len(tokens) + in_flight; nothing leave
 
 from collections.abc import Callable
 from enum import StrEnum
+from typing import NamedTuple
 
-from agent_memory.block import BLOCK_TOKENS, Block
+from agent_memory.block import BLOCK_TOKENS, Block, token_bytes
 from agent_memory.engine.mailbox import Stream
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.model.sampler import Draw
@@ -45,6 +46,17 @@ TRANSITIONS = {
 }
 
 
+class Awaited(NamedTuple):
+    """The first `num_tokens` of a prompt, being computed by another sequence."""
+
+    seq: "Sequence"
+    num_tokens: int
+
+    @property
+    def pending(self) -> bool:
+        return self.seq.state is State.RUNNING and self.seq.num_kept < self.num_tokens
+
+
 class Sequence:
     def __init__(
         self,
@@ -65,6 +77,8 @@ class Sequence:
         self.stop = StopMatcher(request.stop)
         self.state = State.WAITING
         self.tokens = list(request.prompt)
+        self.prompt_bytes = token_bytes(request.prompt)
+        self.awaits: Awaited | None = None
         self.in_flight = 0
         self.kv: SequenceKV | None = None
         self.chain: list[Block] = []

@@ -146,12 +146,14 @@ class StepLoop:
             self._flight = None
         self._metrics.running.set(len(self.scheduler.admitted))
         self._metrics.waiting.set(len(self.scheduler.waiting))
+        self._metrics.runs.set(self.memory.num_runs)
         self._metrics.pool_bytes.set(self.memory.pool.num_bytes)
         self._mailbox.flush()
 
     def _admit(self) -> None:
-        while seq := self.scheduler.admit():
+        while seq := self.scheduler.admit(self.memory.remembered):
             try:
+                self._offer_what_is_shared(seq)
                 restored = self.memory.begin(seq)
             except Exception as error:  # such as no memory for its run: its own fault
                 self._log_failure([seq], error)
@@ -159,6 +161,14 @@ class StepLoop:
             else:
                 if restored:
                     self._begin(restored)
+
+    def _offer_what_is_shared(self, seq: Sequence) -> None:
+        """What a running sequence has computed of this prompt is matched like all that is known."""
+        if shared := self.scheduler.shared_with(seq):
+            try:
+                self.memory.offer(*shared)
+            except Exception:  # nothing of it is this sequence's fault: it computes for itself
+                log.exception("offer_failed", request_id=shared.seq.request.id)
 
     def _begin(self, restored: Restored) -> None:
         seq = restored.seq

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_memory.engine.mailbox import Stream
-from agent_memory.engine.scheduler import Scheduler
+from agent_memory.engine.scheduler import MIN_SHARED, Scheduler
 from agent_memory.engine.sequence import TRANSITIONS, Sequence, State
 from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
 from agent_memory.kvcache.sequence_kv import SequenceKV
@@ -20,8 +20,11 @@ SPEC = KVSpec((LayerGroup("full", (0,), 1, FORM, FORM),), "digest")
 END_OF_TURN = 2
 
 
-def sequence(num_prompt: int, max_new: int = 100) -> Sequence:
-    prompt = tuple(range(5, 5 + num_prompt))
+def sequence(num_prompt: int, max_new: int = 100, first: int = 5) -> Sequence:
+    return of_prompt(tuple(range(first, first + num_prompt)), max_new)
+
+
+def of_prompt(prompt: tuple[int, ...], max_new: int = 100) -> Sequence:
     return Sequence(
         GenerateRequest("r", None, prompt, SamplingParams()),
         Stream(),
@@ -30,6 +33,11 @@ def sequence(num_prompt: int, max_new: int = 100) -> Sequence:
         frozenset({END_OF_TURN}),
         builtin_model(None).tokenizer.stream(),
     )
+
+
+def nothing(_seq: Sequence) -> int:
+    """What is remembered of a sequence."""
+    return 0
 
 
 def started(num_prompt: int, computed: int = 0, max_new: int = 100) -> Sequence:
@@ -83,8 +91,8 @@ def test_a_step_keeps_its_budget_and_leaves_nothing_undone(
 ) -> None:
     scheduler = Scheduler(step_tokens, max_running)
     for num_prompt, decodes in wanted:
-        scheduler.add(sequence(num_prompt))
-        if seq := scheduler.admit():
+        scheduler.add(sequence(num_prompt, first=1000 * len(scheduler)))
+        if seq := scheduler.admit(nothing):
             seq.move(State.RUNNING)
             seq.kv = SequenceKV(SPEC)
             if decodes:
@@ -108,7 +116,7 @@ def test_admission_is_bounded_and_in_order_and_the_accused_computes_alone() -> N
     seqs = [sequence(10) for _ in range(4)]
     for seq in seqs:
         scheduler.add(seq)
-    assert [scheduler.admit(), scheduler.admit(), scheduler.admit()] == [*seqs[:2], None]
+    assert [scheduler.admit(nothing) for _ in range(3)] == [*seqs[:2], None]
     for seq in seqs[:2]:
         seq.move(State.RUNNING)
         seq.kv = SequenceKV(SPEC)
@@ -118,4 +126,57 @@ def test_admission_is_bounded_and_in_order_and_the_accused_computes_alone() -> N
     seqs[0].rewind()
     scheduler.readmit(seqs[0])
     scheduler.remove(seqs[1])
-    assert scheduler.admit() is seqs[0]  # before those that never ran
+    assert scheduler.admit(nothing) is seqs[0]  # before those that never ran
+
+
+COMMON = tuple(range(5, 505))
+
+
+def one_computing(num_computed: int) -> tuple[Scheduler, Sequence]:
+    """A scheduler with one running sequence, whose prompt is COMMON and 100 tokens more."""
+    scheduler = Scheduler(256, 8)
+    first = of_prompt(COMMON + tuple(range(2000, 2100)))
+    scheduler.add(first)
+    assert scheduler.admit(nothing) is first
+    first.move(State.RUNNING)
+    first.kv = SequenceKV(SPEC)
+    first.kv.length = num_computed
+    return scheduler, first
+
+
+def test_what_is_being_computed_is_waited_for_and_others_pass_by() -> None:
+    scheduler, first = one_computing(499)
+    same, other = of_prompt((*COMMON, 3000)), of_prompt(COMMON[:63] + (3000,) * 500)
+    scheduler.add(same)
+    scheduler.add(other)
+    assert scheduler.admit(nothing) is other
+    assert scheduler.admit(nothing) is None
+    assert first.kv is not None
+    first.kv.length = 500
+    assert scheduler.admit(nothing) is same
+    assert scheduler.shared_with(same) == (first, 500)
+
+
+def test_what_is_remembered_anyway_is_not_waited_for() -> None:
+    scheduler, _ = one_computing(300)
+    scheduler.add(of_prompt((*COMMON, 3000)))
+    assert scheduler.admit(lambda _: 500 - MIN_SHARED) is None
+    assert scheduler.admit(lambda _: 501 - MIN_SHARED) is None  # asked once only, while it waits
+    scheduler.add(of_prompt((*COMMON, 3000)))
+    assert scheduler.admit(lambda _: 501 - MIN_SHARED) is not None
+
+
+def test_when_the_computing_one_leaves_the_next_takes_over_and_the_rest_wait_for_it() -> None:
+    scheduler, first = one_computing(300)
+    second, third = of_prompt((*COMMON, 3000)), of_prompt((*COMMON, 3001))
+    scheduler.add(second)
+    scheduler.add(third)
+    assert scheduler.admit(nothing) is None
+    scheduler.remove(first)
+    first.move(State.FINISHED)
+    assert scheduler.admit(nothing) is second
+    second.move(State.RUNNING)
+    second.kv = SequenceKV(SPEC)
+    assert scheduler.admit(nothing) is None
+    second.kv.length = 500
+    assert scheduler.admit(nothing) is third
