@@ -17,20 +17,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import httpx
-from rich.console import Console
-from rich.table import Table
-from tokenizers import Tokenizer
 
-from agent_memory import builtin
 from agent_memory.ops import blas
 from agent_memory.ops.client import Client
 from agent_memory.ops.process import ServerProcess
+from benchmarks.figures import Figure, console, figure, show
 from benchmarks.peers import MlxLmServer, float32_copy
+from benchmarks.texts import texts
 
 STEP_TOKENS = 256
 CONTEXT_TOKENS = 1500
@@ -39,35 +36,6 @@ AGENTS = 5
 SETTINGS = ("none", "8", "4")
 COLD_TARGET = {"none": 1.15, "8": 1.3, "4": 1.3}
 QUESTION = {"role": "user", "content": "What is my favorite color?"}
-
-console = Console()
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured ratio or time beside what it should be at most.  `spread`: of single values."""
-
-    name: str
-    value: float
-    target: float
-    spread: tuple[float, float]
-    unit: str = "x"
-
-    @property
-    def met(self) -> bool:
-        return self.value <= self.target
-
-
-def figure(name: str, values: list[float], target: float, unit: str = "x") -> Figure:
-    return Figure(name, statistics.median(values), target, (min(values), max(values)), unit)
-
-
-def texts() -> Iterator[str]:
-    """Texts of about CONTEXT_TOKENS, none like another."""
-    tokenizer = Tokenizer.from_file(str(builtin.PATH / "tokenizer.json"))
-    ids = tokenizer.encode("\n".join(topics[name] for name in sorted(topics))).ids
-    for at in range(0, len(ids) - CONTEXT_TOKENS, CONTEXT_TOKENS):
-        yield "Read this:\n" + tokenizer.decode(ids[at : at + CONTEXT_TOKENS - 20])
 
 
 def ours(stack: ExitStack, folder: Path, kv_bits: str) -> ServerProcess:
@@ -206,28 +174,13 @@ def _gaps_while_arriving(port: int, agent: str, text: str) -> list[float]:
     return between[-FULL_STEPS:]
 
 
-def show(figures: list[Figure]) -> None:
-    table = Table("measured", "median", "spread", "at most", "")
-    for f in figures:
-        low, high = f.spread
-        verdict = "[green]met[/]" if f.met else "[red]missed[/]"
-        table.add_row(
-            f.name,
-            f"{f.value:.3g} {f.unit}",
-            f"{low:.3g} to {high:.3g}",
-            f"{f.target:.3g} {f.unit}",
-            verdict,
-        )
-    console.print(table)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Ours beside mlx_lm.server.")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     blas.preload(os.environ)
-    text = texts()
+    text = texts(CONTEXT_TOKENS)
     with tempfile.TemporaryDirectory() as folder:
         figures = cold(Path(folder), args.rounds, text)
         for kv_bits in SETTINGS:

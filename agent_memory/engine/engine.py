@@ -36,6 +36,8 @@ from agent_memory.store.block_store import BlockStore
 
 MAX_RUNNING = 32
 MAX_ACTIVE = 256
+SPARE_SHARE = 8
+"""One part in so many of the pool's bytes is kept ready to read blocks into."""
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -89,7 +91,7 @@ class Engine:
         self._config = config
         self._store = store
         self._metrics = metrics
-        self._pool = BlockPool(config.pool_bytes)
+        self._pool = BlockPool(config.pool_bytes - config.pool_bytes // SPARE_SHARE)
         self._mailbox = Mailbox()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loaded: LoadedModel | None = None
@@ -175,7 +177,7 @@ class Engine:
         loaded = loader.load(self.model_id, config.kv_bits, config.kv_group_size, progress)
         proven = loaded.proven
         memory = Memory(proven.spec, self._pool, self._store, self._metrics, self._mailbox.send)
-        self._store.expect(proven.spec)
+        self._store.expect(proven.spec, config.pool_bytes // SPARE_SHARE)
         scheduler = Scheduler(config.step_tokens, MAX_RUNNING)
         self._loaded = loaded
         self._steps = StepLoop(loaded, memory, scheduler, self._mailbox, self._metrics)

@@ -9,6 +9,7 @@ Knows nothing of steps or HTTP.  Engine thread only; the store's threads answer 
     commit    full blocks as they fill, the partial last one at the end of a turn
 """
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,6 +50,7 @@ class Restore:
     waiting: list[Sequence]
     missing: int
     from_disk: set[int]
+    began: float
     failed: set[int] = field(default_factory=set)
     todo: deque[tuple[int, np.ndarray, bool]] = field(default_factory=deque)
 
@@ -150,7 +152,9 @@ class Memory:
     def _open(self, spans: list[Span]) -> Restore:
         length = spans[-1].start + spans[-1].count
         absent = {i for i, span in enumerate(spans) if self._reads.from_disk(span.block.hash)}
-        restore = Restore(spans, RunBuilder(self.spec, length), [], len(spans), absent)
+        restore = Restore(
+            spans, RunBuilder(self.spec, length), [], len(spans), absent, time.monotonic()
+        )
         self._restores[restore.key] = restore
         for i, span in enumerate(spans):
             if span.block.hash in self.pool:
@@ -195,6 +199,7 @@ class Memory:
         if spans:
             run = restore.builder.finish(spans[-1].start + spans[-1].count)
             self._runs[run_key(spans)] = run
+        self.metrics.restore_time.observe(time.monotonic() - restore.began)
         waiting = [seq for seq in restore.waiting if seq.state is State.RESTORING]
         return [self._start(seq, run, spans, restore.from_disk) for seq in waiting]
 

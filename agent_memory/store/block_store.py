@@ -66,9 +66,9 @@ class BlockStore:
         """Payload bytes held for the writer."""
         return self._catalog.pending_bytes
 
-    def expect(self, spec: KVSpec) -> None:
-        """Blocks of this model will be read: have memory ready for some.  Takes a moment."""
-        self._readers.slots.prepare(full_file_bytes(spec))
+    def expect(self, spec: KVSpec, spare_bytes: int) -> None:
+        """Blocks of this model will be read: have so much memory ready for them."""
+        self._readers.expect(full_file_bytes(spec), spare_bytes)
 
     def read(self, block: Block, spec: KVSpec, deliver: Deliver) -> None:
         """`deliver(block, payload | None)` comes once, on a reader thread."""

@@ -37,6 +37,11 @@ class Read:
     deliver: Deliver
 
 
+@dataclass(frozen=True, slots=True)
+class GetReady:
+    """Nothing to read: only a thread to be woken, so that it makes memory ready."""
+
+
 class Readers:
     def __init__(self, state: StateDir, catalog: Catalog, writer: Writer, metrics: Metrics) -> None:
         self._state = state
@@ -45,7 +50,7 @@ class Readers:
         self.slots = Slots()
         self._rejected = Complaints("block_rejected", metrics.restore_rejected)
         self._deliver_failures = Complaints("deliver_failed")
-        self._queue: SimpleQueue[Read | None] = SimpleQueue()
+        self._queue: SimpleQueue[Read | GetReady | None] = SimpleQueue()
         self._lock = Lock()
         self._closing = False  # guarded by the lock, with the order of the queue
         self._threads = [
@@ -65,6 +70,11 @@ class Readers:
                 return
         deliver(block, None)
 
+    def expect(self, file_bytes: int, spare_bytes: int) -> None:
+        """Files of this size will be read: so much memory is made ready for them soon."""
+        self.slots.resize(file_bytes, spare_bytes)
+        self._queue.put(GetReady())
+
     def close(self, timeout_s: float) -> bool:
         """Reads already asked for are answered first.  Says whether the threads have ended."""
         with self._lock:
@@ -78,12 +88,14 @@ class Readers:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
-        while self._answer(self._queue.get()):
-            pass  # no local may keep a payload while the queue is empty
+        while self._answer(self._queue.get()):  # no local may keep a payload while it is empty
+            while self._queue.empty() and self.slots.add():
+                pass
 
-    def _answer(self, job: Read | None) -> bool:
-        if job is None:
-            return False
+    def _answer(self, job: Read | GetReady | None) -> bool:
+        """Says whether there may be more to come."""
+        if not isinstance(job, Read):
+            return job is not None
         try:
             job.deliver(job.block, self._payload(job.block, job.spec))
         except Exception as error:  # theirs; the other reads are still owed

@@ -7,7 +7,10 @@ from agent_memory.store.slots import Slots
 
 def ready(nbytes: int, count: int) -> Slots:
     slots = Slots()
-    slots.prepare(nbytes, nbytes * count)
+    slots.resize(nbytes, nbytes * count)
+    while slots.add():
+        pass
+    assert slots.num_spare == count
     return slots
 
 
@@ -42,7 +45,7 @@ def test_other_sizes_are_plain_arrays() -> None:
 def test_slots_of_the_size_before_are_not_given_out() -> None:
     slots = ready(4096, 2)
     old = slots.take(4096)
-    slots.prepare(8192, 8192)
+    slots.resize(8192, 8192)
     del old
-    assert slots.num_spare == 1
+    assert slots.num_spare == 0
     assert slots.take(8192).nbytes == 8192
