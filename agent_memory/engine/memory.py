@@ -16,16 +16,20 @@ from functools import partial
 from weakref import WeakValueDictionary
 
 import numpy as np
+import structlog
 
 from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, common_tokens, token_bytes
 from agent_memory.engine.reads import Post, Reads
 from agent_memory.engine.sequence import Sequence, State
+from agent_memory.failpoint import failpoint
 from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.kvcache.run import Run, RunBuilder
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.metrics import Metrics
 from agent_memory.store.block_store import BlockStore
+
+log = structlog.get_logger(__name__)
 
 RESERVE_NEW_TOKENS = 512
 AHEAD_BYTES = 64 << 20
@@ -53,14 +57,19 @@ class Restore:
     began: float
     failed: set[int] = field(default_factory=set)
     todo: deque[tuple[int, np.ndarray, bool]] = field(default_factory=deque)
+    given_up: bool = False
 
     @property
     def key(self) -> BlockHash:
         return run_key(self.spans)
 
     @property
+    def settled(self) -> bool:
+        return not self.todo and not self.missing and (self.builder.grown or self.given_up)
+
+    @property
     def usable(self) -> list[Span]:
-        return self.spans[: min(self.failed, default=len(self.spans))]
+        return [] if self.given_up else self.spans[: min(self.failed, default=len(self.spans))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,22 +181,41 @@ class Memory:
 
     @property
     def can_advance(self) -> bool:
-        return any(r.todo or not r.missing for r in self._restores.values())
+        """Whether there is more to do than to wait for the disk."""
+        return any(
+            r.todo or r.settled or not (r.builder.grown or r.given_up)
+            for r in self._restores.values()
+        )
 
     def advance(self, budget_bytes: int) -> list[Restored]:
-        """Write payloads that have landed into their runs; -> sequences that can compute now."""
+        """Make room for runs and write what has landed; -> sequences that can compute now."""
         ready: list[Restored] = []
         for restore in list(self._restores.values()):
-            while restore.todo and budget_bytes > 0:
-                budget_bytes -= self._write(restore, *restore.todo.popleft())
-            if not restore.todo and not restore.missing:
+            try:
+                budget_bytes -= self._advance(restore, budget_bytes)
+            except Exception:  # most likely no memory: then nothing is restored
+                log.exception("restore_failed", tokens=restore.builder.length)
+                restore.given_up = True
+            if restore.settled:
                 ready += self._complete(restore)
         return ready
+
+    def _advance(self, restore: Restore, budget_bytes: int) -> int:
+        """-> bytes of work done."""
+        done, builder = 0, restore.builder
+        if budget_bytes > 0 and not builder.grown and not restore.given_up:
+            failpoint("restore.grow")
+            done += builder.grow(budget_bytes)
+        while restore.todo and done < budget_bytes and (builder.grown or restore.given_up):
+            done += self._write(restore, *restore.todo.popleft())
+        return done
 
     def _write(self, restore: Restore, i: int, payload: np.ndarray, held: bool) -> int:
         span = restore.spans[i]
         if held:
             self.pool.release(span.block.hash)  # the payload itself stays until it is written
+        if restore.given_up:
+            return 0
         restore.failed.add(i)
         restore.builder.write(span.start, span.count, span.block.num_tokens, payload)
         restore.failed.discard(i)  # only what has been written whole is used

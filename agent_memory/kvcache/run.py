@@ -5,11 +5,13 @@ of evaluated MLX arrays: no second copy in memory, and numpy releases the interp
 copies.  Runs know their tokens only by position.  Engine thread only.
 """
 
+from collections import deque
+
 import mlx.core as mx
 import numpy as np
 
-from agent_memory.kv_spec import NUMPY, KVSpec, TensorSlot
-from agent_memory.kvcache.packing import DTYPES, Packed
+from agent_memory.kv_spec import NUMPY, KVSpec
+from agent_memory.kvcache.packing import DTYPES
 from agent_memory.kvcache.tail import Part
 
 RAW: dict[str, mx.Dtype] = {
@@ -30,52 +32,72 @@ class Run:
 
 
 class RunBuilder:
-    """Room for `length` tokens; write every block, then `finish`."""
+    """Room for `length` tokens: `grow` it in portions, write every block, then `finish`.
+
+    An array per layer and tensor: memory of that size is soon used again, and none is too large for
+    a device.
+    """
 
     def __init__(self, spec: KVSpec, length: int) -> None:
         assert length > 0
         self.spec = spec
         self.length = length
         self._slots = spec.slots(length)
-        self._arrays = [mx.zeros(s.shape, dtype=RAW[s.dtype]) for s in self._slots]
-        mx.eval(self._arrays)
-        self._views = [np.array(a, copy=False) for a in self._arrays]
+        layers = [(slot, layer) for slot in self._slots for layer in range(slot.shape[0])]
+        self._wanted = deque(layers)
+        self._arrays: dict[tuple[str, int], mx.array] = {}
+        self._views: dict[tuple[str, int], np.ndarray] = {}
 
     @property
     def nbytes(self) -> int:
         return sum(s.nbytes for s in self._slots)
 
+    @property
+    def grown(self) -> bool:
+        return not self._wanted
+
+    def grow(self, budget_bytes: int) -> int:
+        """Allocate, by so much or one array more -> bytes.  Fresh memory is as slow as copying."""
+        new: list[tuple[str, int]] = []
+        nbytes = 0
+        while self._wanted and nbytes < budget_bytes:
+            slot, layer = self._wanted.popleft()
+            array = mx.zeros((1, *slot.shape[1:]), dtype=RAW[slot.dtype])
+            self._arrays[slot.name, layer] = array
+            new.append((slot.name, layer))
+            nbytes += array.nbytes
+        mx.eval([self._arrays[key] for key in new])
+        self._views |= {key: np.array(self._arrays[key], copy=False) for key in new}
+        return nbytes
+
     def write(self, start: int, count: int, block_tokens: int, payload: np.ndarray) -> None:
         """The first `count` tokens of a payload of `block_tokens`, to positions from `start`."""
         assert start + count <= self.length and count <= block_tokens
-        for view, source in zip(self._views, self.spec.slots(block_tokens), strict=True):
-            view[:, :, start : start + count] = source.view(payload)[:, :, :count]
+        if not self.grown:
+            self.grow(self.nbytes)
+        for slot in self.spec.slots(block_tokens):
+            for layer, source in enumerate(slot.view(payload)):
+                self._views[slot.name, layer][0, :, start : start + count] = source[:, :count]
 
     def finish(self, length: int) -> Run:
         """The run of the first `length` tokens: fewer than planned when a block was missing."""
         assert 0 < length <= self.length
-        del self._views
-        by_name = {
-            s.name: self._typed(s, a) for s, a in zip(self._slots, self._arrays, strict=True)
-        }
+        self._views.clear()
+        typed: dict[tuple[str, int], mx.array] = {}
+        for slot in self._slots:
+            wanted = DTYPES[slot.dtype]
+            for layer in range(slot.shape[0]):
+                array = self._arrays.pop((slot.name, layer))
+                array = array if array.dtype == wanted else array.view(wanted)
+                typed[slot.name, layer] = array[..., :length, :]
         parts: dict[int, Part] = {}
         for g, group in enumerate(self.spec.groups):
-            k = [by_name[f"{g}.k.{name}"] for name, _, _ in group.k.tensors()]
-            v = [by_name[f"{g}.v.{name}"] for name, _, _ in group.v.tensors()]
             for i, layer in enumerate(group.layers):
-                parts[layer] = Part(0, _layer(k, i, length), _layer(v, i, length))
-        mx.eval([x for p in parts.values() for x in p.k + p.v])
+                k = tuple(typed[f"{g}.k.{name}", i] for name, _, _ in group.k.tensors())
+                v = tuple(typed[f"{g}.v.{name}", i] for name, _, _ in group.v.tensors())
+                parts[layer] = Part(0, k, v)
+        mx.eval(list(typed.values()))
         return Run(length, parts, self.nbytes)
-
-    @staticmethod
-    def _typed(slot: TensorSlot, array: mx.array) -> mx.array:
-        wanted = DTYPES[slot.dtype]
-        return array if array.dtype == wanted else array.view(wanted)
-
-
-def _layer(arrays: list[mx.array], i: int, length: int) -> Packed:
-    """A slice along the leading axis is contiguous and costs nothing."""
-    return tuple(a[i : i + 1, :, :length] for a in arrays)
 
 
 def host(array: mx.array) -> np.ndarray:

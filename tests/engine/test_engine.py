@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from agent_memory import config
+from agent_memory import config, failpoint
 from agent_memory.engine.engine import Engine, Phase
 from agent_memory.errors import BadRequest, ContextLengthExceeded, EngineFailed, Unavailable
 from agent_memory.metrics import Metrics
@@ -189,6 +189,19 @@ async def test_a_damaged_file_is_a_miss_and_the_answer_the_same(tmp_path: Path) 
     async with running(tmp_path) as engine:
         again = await ask(engine, FACTS)
         assert (again.cached, again.text) == (0, cold.text)
+
+
+async def test_without_memory_for_a_run_nothing_is_restored_and_the_answer_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as engine:
+        cold = await ask(engine, FACTS)
+        monkeypatch.setenv(failpoint.VARIABLE, "restore.grow")
+        without = await ask(engine, FACTS)
+        monkeypatch.delenv(failpoint.VARIABLE)
+        restored = await ask(engine, FACTS)
+        assert (without.cached, restored.cached) == (0, cold.started.prompt_tokens - 1)
+        assert cold.text == without.text == restored.text
 
 
 async def test_a_pool_too_small_for_anything_costs_only_time(tmp_path: Path) -> None:
