@@ -222,14 +222,30 @@ class Memory:
         return payload.nbytes
 
     def _complete(self, restore: Restore) -> list[Restored]:
+        """What lies before a block that could not be had is put together anew, from the pool."""
         del self._restores[restore.key]
-        spans, run = restore.usable, None
-        if spans:
-            run = restore.builder.finish(spans[-1].start + spans[-1].count)
-            self._runs[run_key(spans)] = run
         self.metrics.restore_time.observe(time.monotonic() - restore.began)
         waiting = [seq for seq in restore.waiting if seq.state is State.RESTORING]
+        spans = restore.usable
+        if not spans:
+            return [self._start(seq, None, [], set()) for seq in waiting]
+        if len(spans) < len(restore.spans):
+            return self._again(spans, waiting, restore.from_disk)
+        run = restore.builder.finish()
+        self._runs[restore.key] = run
         return [self._start(seq, run, spans, restore.from_disk) for seq in waiting]
+
+    def _again(
+        self, spans: list[Span], waiting: list[Sequence], from_disk: set[int]
+    ) -> list[Restored]:
+        key = run_key(spans)
+        if run := self._runs.get(key):
+            return [self._start(seq, run, spans, from_disk) for seq in waiting]
+        if waiting:
+            shorter = self._restores.get(key) or self._open(spans)
+            shorter.from_disk |= {i for i in from_disk if i < len(spans)}
+            shorter.waiting += waiting
+        return []
 
     def _start(
         self, seq: Sequence, run: Run | None, spans: list[Span], from_disk: set[int]
@@ -293,6 +309,7 @@ class Memory:
             self.pool.put(block, seq.kv.copy_out(start, end))
             self.metrics.blocks_committed.inc()
         seq.chain.append(block)
+        seq.kv.release(end)
         self._persist(seq, block)
         return True
 

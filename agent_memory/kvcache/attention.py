@@ -15,7 +15,9 @@ float32 whatever the model's type (as in FlashDecoding, Dao et al. 2023):
 
     out = sum_p w_p * out_p,   w = softmax over parts of lse_p
 
-A chunk reads its parts dense and concatenated, through the fused kernel.  Engine thread only.
+A sink, a score that every row sees and that has no value, is one more part.  A chunk reads its
+parts dense and concatenated, through the fused kernel.  In a layer with a window both read only
+what the rows may see.  Engine thread only.
 """
 
 import sys
@@ -72,10 +74,10 @@ class Rows:
 
     def make_mask(self, _rows: int, *, window_size: int | None = None, **_: object) -> None:
         """None: which tokens a row may see is known here."""
-        if window_size is not None:
+        if window_size not in (None, self.group.window):
             raise ModelRefused(
-                f"This model sees only the last {window_size} tokens, which is not supported yet. "
-                "Choose a model with full attention."
+                f"A layer of this model sees only the last {window_size} tokens, but does not keep "
+                "its KV so. Choose a model with full attention."
             )
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple["Rows", "Rows"]:
@@ -92,41 +94,63 @@ class Rows:
     def keys_and_values(self) -> tuple["Rows", "Rows"]:
         return self, self
 
-    def attend(self, queries: mx.array, scale: float) -> mx.array:
-        """queries [rows, heads, 1, dim] -> [rows, heads, 1, v_dim]."""
+    def attend(self, queries: mx.array, scale: float, sinks: mx.array | None = None) -> mx.array:
+        """queries [rows, heads, 1, dim], sinks [heads] -> [rows, heads, 1, v_dim]."""
         out, row = [], 0
         for kv, count, num_wanted in self.members:
             needed = num_wanted if self.is_last else count
             if needed < count:
                 out.append(mx.zeros((count - needed, *self._like(queries)), dtype=queries.dtype))
             if needed:
-                q, parts = queries[row + count - needed : row + count], kv.parts(self.layer)
+                q, parts = queries[row + count - needed : row + count], self._seen(kv, needed)
                 over = self._decode if needed == 1 else self._chunk
-                out.append(over(q, parts, scale))
+                out.append(over(q, parts, scale, sinks))
             row += count
         if row < queries.shape[0]:  # rows that only pad the step
             padding = queries.shape[0] - row
             out.append(mx.zeros((padding, *self._like(queries)), dtype=queries.dtype))
         return out[0] if len(out) == 1 else mx.concatenate(out)
 
+    def _seen(self, kv: SequenceKV, num_rows: int) -> list[Part]:
+        """What the last `num_rows` rows of a sequence may see."""
+        parts = kv.parts(self.layer)
+        if self.group.window is None:
+            return parts
+        first = kv.length - num_rows - self.group.window + 1
+        return [part.cut(first, kv.length) for part in parts if part.end > first]
+
     def _like(self, queries: mx.array) -> tuple[int, int, int]:
         """The shape of a row's result."""
         return queries.shape[1], 1, self.group.v.dim
 
-    def _chunk(self, q: mx.array, parts: list[Part], scale: float) -> mx.array:
+    def _chunk(
+        self, q: mx.array, parts: list[Part], scale: float, sinks: mx.array | None
+    ) -> mx.array:
         k, v = self._dense(parts)
+        mask = self._mask(q.shape[0], k.shape[2])
         out = mx.fast.scaled_dot_product_attention(
-            q.transpose(2, 1, 0, 3), k, v, scale=scale, mask="causal"
+            q.transpose(2, 1, 0, 3), k, v, scale=scale, mask=mask, sinks=sinks
         )
         return out.transpose(2, 1, 0, 3)
 
-    def _decode(self, q: mx.array, parts: list[Part], scale: float) -> mx.array:
+    def _mask(self, num_rows: int, num_keys: int) -> mx.array | Literal["causal"]:
+        """[rows, keys]; the last key is the last row's own."""
+        window = self.group.window
+        if window is None or num_keys <= window:
+            return "causal"
+        key, row = mx.arange(num_keys), mx.arange(num_keys - num_rows, num_keys)[:, None]
+        return (key <= row) & (key > row - window)
+
+    def _decode(
+        self, q: mx.array, parts: list[Part], scale: float, sinks: mx.array | None
+    ) -> mx.array:
         if self.read == "dense" or (len(parts) == 1 and self.group.k.bits is None):
             k, v = self._dense(parts)
-            return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, sinks=sinks)
         _, heads, _, dim = q.shape
         q = (q * scale).reshape(1, self.group.kv_heads, -1, dim)  # query heads of one KV head
-        out = merge([self._over(q, part) for part in parts])
+        sink = None if sinks is None else sinks.reshape(1, self.group.kv_heads, -1, 1)
+        out = merge([self._over(q, part) for part in parts], sink)
         return out.reshape(1, heads, 1, -1)
 
     def _over(self, q: mx.array, part: Part) -> tuple[mx.array, mx.array]:
@@ -152,11 +176,12 @@ def _span(packed: Packed, row: int, count: int) -> Packed:
     return rows if count == 1 else tuple(x.transpose(2, 1, 0, 3) for x in rows)
 
 
-def merge(parts: list[tuple[mx.array, mx.array]]) -> mx.array:
-    """parts: (out [.., m, dim], lse [.., m, 1]) each -> [.., m, dim]."""
-    if len(parts) == 1:
+def merge(parts: list[tuple[mx.array, mx.array]], sink: mx.array | None = None) -> mx.array:
+    """parts: (out [.., m, dim], lse [.., m, 1]) each, sink [.., m, 1] -> [.., m, dim]."""
+    if len(parts) == 1 and sink is None:
         return parts[0][0]
-    weights = mx.softmax(mx.concatenate([lse for _, lse in parts], axis=-1), axis=-1)
+    lses = [lse for _, lse in parts] + ([] if sink is None else [sink.astype(mx.float32)])
+    weights = mx.softmax(mx.concatenate(lses, axis=-1), axis=-1)
     out = [o * weights[..., i : i + 1].astype(o.dtype) for i, (o, _) in enumerate(parts)]
     return sum(out[1:], start=out[0])
 
@@ -196,10 +221,9 @@ class Dispatch:
             return self.original(
                 queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks
             )
-        if sinks is not None or isinstance(mask, mx.array):
-            what = "masks" if sinks is None else "sinks"
+        if isinstance(mask, mx.array):
             raise ModelRefused(
-                f"This model has attention {what} of its own, which are not supported yet. "
+                "This model has attention masks of its own, which are not supported yet. "
                 "Choose a model with ordinary attention."
             )
-        return keys.attend(queries, scale)
+        return keys.attend(queries, scale, sinks)

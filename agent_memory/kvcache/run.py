@@ -6,11 +6,13 @@ copies.  Runs know their tokens only by position.  Engine thread only.
 """
 
 from collections import deque
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from agent_memory.kv_spec import NUMPY, KVSpec
+from agent_memory.block import BLOCK_TOKENS
+from agent_memory.kv_spec import NUMPY, DType, KVSpec, LayerGroup
 from agent_memory.kvcache.packing import DTYPES
 from agent_memory.kvcache.tail import Part
 
@@ -23,12 +25,20 @@ RAW: dict[str, mx.Dtype] = {
 
 
 class Run:
-    """`parts[layer]` holds positions 0 to `length`."""
+    """`parts[layer]` ends at position `length`; it begins at 0, or where a window's last use is."""
 
     def __init__(self, length: int, parts: dict[int, Part], nbytes: int) -> None:
         self.length = length
         self.parts = parts
         self.nbytes = nbytes
+
+
+class _Side(NamedTuple):
+    """One tensor of one layer of a run, from position `start`."""
+
+    array: mx.array
+    view: np.ndarray
+    start: int
 
 
 class RunBuilder:
@@ -42,15 +52,15 @@ class RunBuilder:
         assert length > 0
         self.spec = spec
         self.length = length
-        self._slots = spec.slots(length)
-        layers = [(slot, layer) for slot in self._slots for layer in range(slot.shape[0])]
-        self._wanted = deque(layers)
-        self._arrays: dict[tuple[str, int], mx.array] = {}
-        self._views: dict[tuple[str, int], np.ndarray] = {}
-
-    @property
-    def nbytes(self) -> int:
-        return sum(s.nbytes for s in self._slots)
+        self._wanted = deque(
+            (f"{g}.{side}.{name}", i, group, dtype, width)
+            for g, group in enumerate(spec.groups)
+            for side, form in (("k", group.k), ("v", group.v))
+            for name, dtype, width in form.tensors()
+            for i in range(len(group.layers))
+        )
+        self._sides: dict[tuple[str, int], _Side] = {}
+        self.nbytes = 0
 
     @property
     def grown(self) -> bool:
@@ -58,46 +68,57 @@ class RunBuilder:
 
     def grow(self, budget_bytes: int) -> int:
         """Allocate, by so much or one array more -> bytes.  Fresh memory is as slow as copying."""
-        new: list[tuple[str, int]] = []
+        new: list[tuple[tuple[str, int], mx.array, int]] = []
         nbytes = 0
         while self._wanted and nbytes < budget_bytes:
-            slot, layer = self._wanted.popleft()
-            array = mx.zeros((1, *slot.shape[1:]), dtype=RAW[slot.dtype])
-            self._arrays[slot.name, layer] = array
-            new.append((slot.name, layer))
+            name, i, group, dtype, width = self._wanted.popleft()
+            start = first_needed(group, self.length)
+            array = mx.zeros((1, group.kv_heads, self.length - start, width), dtype=RAW[dtype])
+            new.append(((name, i), array, start))
             nbytes += array.nbytes
-        mx.eval([self._arrays[key] for key in new])
-        self._views |= {key: np.array(self._arrays[key], copy=False) for key in new}
+        mx.eval([array for _, array, _ in new])
+        for key, array, start in new:
+            self._sides[key] = _Side(array, np.array(array, copy=False)[0], start)
+        self.nbytes += nbytes
         return nbytes
 
     def write(self, start: int, count: int, block_tokens: int, payload: np.ndarray) -> None:
         """The first `count` tokens of a payload of `block_tokens`, to positions from `start`."""
         assert start + count <= self.length and count <= block_tokens
-        if not self.grown:
-            self.grow(self.nbytes)
+        while not self.grown:
+            self.grow(self.spec.payload_bytes(BLOCK_TOKENS))
         for slot in self.spec.slots(block_tokens):
-            for layer, source in enumerate(slot.view(payload)):
-                self._views[slot.name, layer][0, :, start : start + count] = source[:, :count]
+            for i, source in enumerate(slot.view(payload)):
+                side = self._sides[slot.name, i]
+                skip = max(0, side.start - start)
+                if skip < count:
+                    at = start + skip - side.start
+                    side.view[:, at : at + count - skip] = source[:, skip:count]
 
-    def finish(self, length: int) -> Run:
-        """The run of the first `length` tokens: fewer than planned when a block was missing."""
-        assert 0 < length <= self.length
-        self._views.clear()
-        typed: dict[tuple[str, int], mx.array] = {}
-        for slot in self._slots:
-            wanted = DTYPES[slot.dtype]
-            for layer in range(slot.shape[0]):
-                array = self._arrays.pop((slot.name, layer))
-                array = array if array.dtype == wanted else array.view(wanted)
-                typed[slot.name, layer] = array[..., :length, :]
+    def finish(self) -> Run:
         parts: dict[int, Part] = {}
         for g, group in enumerate(self.spec.groups):
+            start = first_needed(group, self.length)
             for i, layer in enumerate(group.layers):
-                k = tuple(typed[f"{g}.k.{name}", i] for name, _, _ in group.k.tensors())
-                v = tuple(typed[f"{g}.v.{name}", i] for name, _, _ in group.v.tensors())
-                parts[layer] = Part(0, k, v)
-        mx.eval(list(typed.values()))
-        return Run(length, parts, self.nbytes)
+                k, v = (
+                    tuple(self._typed(f"{g}.{side}.{n}", i, t) for n, t, _ in form.tensors())
+                    for side, form in (("k", group.k), ("v", group.v))
+                )
+                parts[layer] = Part(start, k, v)
+        self._sides.clear()
+        mx.eval([x for part in parts.values() for x in part.k + part.v])
+        return Run(self.length, parts, self.nbytes)
+
+    def _typed(self, name: str, i: int, dtype: DType) -> mx.array:
+        array, wanted = self._sides[name, i].array, DTYPES[dtype]
+        return array if array.dtype == wanted else array.view(wanted)
+
+
+def first_needed(group: LayerGroup, length: int) -> int:
+    """The first of `length` positions that is still read by a row or by copying out a block."""
+    if group.window is None:
+        return 0
+    return max(0, min(length - group.window + 1, length // BLOCK_TOKENS * BLOCK_TOKENS))
 
 
 def host(array: mx.array) -> np.ndarray:

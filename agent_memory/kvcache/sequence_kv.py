@@ -23,12 +23,21 @@ class SequenceKV:
         self.run = run
         self.length = run.length if run else 0
         room = max(0, reserve - self.length)
-        self.tails = {layer: Tail(self.length, room) for g in spec.groups for layer in g.layers}
+        self.tails = {
+            layer: Tail(self.length, room, group.window)
+            for group in spec.groups
+            for layer in group.layers
+        }
 
     def parts(self, layer: int) -> list[Part]:
         tail = self.tails[layer]
         own = [tail.part()] if tail.used else []
         return [self.run.parts[layer], *own] if self.run else own
+
+    def release(self, position: int) -> None:
+        """What lies before has been copied out: windows may drop it."""
+        for tail in self.tails.values():
+            tail.released = max(tail.released, position)
 
     def copy_out(self, lo: int, hi: int) -> np.ndarray:
         """The payload of positions [lo, hi): host bytes of their own."""
@@ -63,7 +72,8 @@ class SequenceKV:
     def check(self) -> None:
         start = self.run.length if self.run else 0
         for tail in self.tails.values():
-            assert tail.start == start and tail.start + tail.used == self.length
+            assert tail.end == self.length
+            assert tail.start == start or tail.window is not None and start <= tail.start
 
 
 def joined(arrays: list[mx.array]) -> mx.array:

@@ -1,6 +1,8 @@
 """A sequence's own KV of one layer, growing token by token.
 
-The arrays hold `used` tokens and spare room behind them.  MLX updates a slice in place only while
+The arrays hold `used` tokens from position `start`, and spare room behind them.  A layer that sees
+only the last `window` tokens drops, when its tail grows, those that no row will see again and that
+have been copied out.  MLX updates a slice in place only while
 ours is the sole reference, so a view handed out by `part` must die with the step that asked for it:
 one that lives on makes the next append copy the whole tail.  Engine thread only.
 """
@@ -38,32 +40,47 @@ class Part(NamedTuple):
 
 
 class Tail:
-    def __init__(self, start: int, reserve: int) -> None:
+    def __init__(self, start: int, reserve: int, window: int | None = None) -> None:
         """`reserve`: tokens the first allocation makes room for, at least."""
         self.start = start
         self.used = 0
-        self._reserve = reserve
+        self.window = window
+        self.released = start
+        """Positions before this have been copied out."""
+        self._reserve = reserve if window is None else min(reserve, window + 2 * BLOCK_TOKENS)
         self.arrays: list[mx.array] = []
         self._num_k = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + self.used
 
     def append(self, k: Packed, v: Packed) -> None:
         """k, v: [1, heads, n, width] each."""
         new, n = k + v, int(k[0].shape[2])
         if not self.arrays or self.used + n > self.arrays[0].shape[2]:
-            self._grow(new, self.used + n)
+            self._grow(new, n)
         for array, x in zip(self.arrays, new, strict=True):
             array[..., self.used : self.used + n, :] = x
         self._num_k = len(k)
         self.used += n
 
-    def _grow(self, like: Packed, need: int) -> None:
-        """Room for `need`, the reserve, or a quarter more than now: few copies, in whole blocks."""
-        want = max(need, self._reserve, self.used + self.used // 4)
+    def _grow(self, like: Packed, more: int) -> None:
+        """Room for `more`, the reserve, or a quarter more than now: few copies, in whole blocks."""
+        gone = self._num_unseen()
+        kept = self.used - gone
+        want = max(kept + more, self._reserve, kept + kept // 4)
         room = -(-want // BLOCK_TOKENS) * BLOCK_TOKENS
         grown = [mx.zeros((*x.shape[:2], room, x.shape[-1]), dtype=x.dtype) for x in like]
         for array, old in zip(grown, self.arrays, strict=False):
-            array[..., : self.used, :] = old[..., : self.used, :]
-        self.arrays = grown
+            array[..., :kept, :] = old[..., gone : self.used, :]
+        self.arrays, self.start, self.used = grown, self.start + gone, kept
+
+    def _num_unseen(self) -> int:
+        """Leading tokens that are of no use any more: the next row sees `window` with itself."""
+        if self.window is None:
+            return 0
+        return max(0, min(self.released, self.end - self.window + 1) - self.start)
 
     def part(self) -> Part:
         views = [x[..., : self.used, :] for x in self.arrays]

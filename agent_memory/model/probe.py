@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from agent_memory.errors import ModelRefused
 from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
@@ -22,6 +22,8 @@ from agent_memory.model.runner import HeadCut, Job, Runner
 TOLERANCE: dict[mx.Dtype, float] = {mx.float32: 1e-3, mx.float16: 3e-2, mx.bfloat16: 1e-1}
 """Largest accepted difference of logits, relative to the largest logit, by the model's type."""
 RUN_TOKENS, TAIL_TOKENS = 300, 7
+MAX_WINDOW = 1100
+"""Windows up to this are filled and overrun by the proof; longer ones would take too long."""
 READS: tuple[Read, Read] = ("packed", "dense")
 
 
@@ -55,44 +57,56 @@ class _Recorder:
 
 
 def derive_spec(model: Module, digest: str, bits: int | None, group_size: int) -> KVSpec:
-    kinds = {type(cache).__name__ for cache in make_prompt_cache(model)} - {KVCache.__name__}
-    if kinds:
-        raise ModelRefused(
-            f"The model keeps {', '.join(sorted(kinds))}; so far only models with plain full "
-            "attention in every layer can be remembered exactly. Choose one of those, such as "
-            "Llama 3 or Qwen 3."
-        )
-    seen = [_Recorder() for _ in make_prompt_cache(model)]
+    caches = make_prompt_cache(model)
+    windows = [_window(cache) for cache in caches]
+    seen = [_Recorder() for _ in caches]
     try:
         mx.eval(model(mx.array([[0, 0]]), cache=seen))
     except Exception as error:  # whatever a model does with a cache that only looks on
         raise _own_ways(error) from error
     if not all(r.k_dim and r.v_dim for r in seen):
         raise ModelRefused("Some layers of the model keep no K and V of their own.")
-    shapes: dict[tuple[int, int, int, mx.Dtype], list[int]] = {}
-    for layer, r in enumerate(seen):
-        shapes.setdefault((r.kv_heads, r.k_dim, r.v_dim, r.dtype), []).append(layer)
+    shapes: dict[tuple[int | None, int, int, int, mx.Dtype], list[int]] = {}
+    for layer, (r, window) in enumerate(zip(seen, windows, strict=True)):
+        shapes.setdefault((window, r.kv_heads, r.k_dim, r.v_dim, r.dtype), []).append(layer)
     groups = [
         LayerGroup(
-            "full",
+            "window" if window else "full",
             tuple(layers),
             kv_heads,
             choose_format(k_dim, dtype, bits, group_size),
             choose_format(v_dim, dtype, bits, group_size),
+            window,
         )
-        for (kv_heads, k_dim, v_dim, dtype), layers in shapes.items()
+        for (window, kv_heads, k_dim, v_dim, dtype), layers in shapes.items()
     ]
     return KVSpec(tuple(groups), digest)
+
+
+def _window(cache: object) -> int | None:
+    """None: all tokens are seen.  Raises ModelRefused for what is neither that nor a window."""
+    if type(cache) is KVCache:
+        return None
+    if type(cache) is RotatingKVCache and cache.keep == 0:
+        return int(cache.max_size)
+    raise ModelRefused(
+        f"The model keeps {type(cache).__name__}; so far only models with attention in every "
+        "layer, full or over a window, can be remembered exactly. Choose one of those, such as "
+        "Llama 3, Qwen 3 or Gemma 3."
+    )
 
 
 def verify(model: Module, head: HeadCut, spec: KVSpec) -> Proven:
     """Raises ModelRefused where our numbers are not the model's."""
     width = int(model(mx.array([[0]]), cache=make_prompt_cache(model)).shape[-1])
-    texts = [[(7 * i + 3 * s) % min(width, 997) for i in range(24)] for s in range(2)]
+    first = 9 + max(
+        (g.window or 0 for g in spec.groups if (g.window or 0) <= MAX_WINDOW), default=0
+    )
+    texts = [[(7 * i + 3 * s) % min(width, 997) for i in range(first + 15)] for s in range(2)]
     plain = [_plain(model, text) for text in texts]
     unquantized = derive_spec(model, spec.model_digest, None, 0)
     try:
-        ours = _ours(Runner(model, unquantized, head, "packed"), texts)
+        ours = _ours(Runner(model, unquantized, head, "packed"), texts, first)
     except ModelRefused:
         raise
     except Exception as error:  # whatever a model does with K and V it cannot read
@@ -163,15 +177,15 @@ def _plain(model: Module, text: list[int]) -> mx.array:
     return out[0].astype(mx.float32)
 
 
-def _ours(runner: Runner, texts: list[list[int]]) -> list[dict[int, mx.array]]:
+def _ours(runner: Runner, texts: list[list[int]], first: int) -> list[dict[int, mx.array]]:
     """Logits by position of two sequences, through every road there is.
 
-    The first starts with a chunk, is copied out and goes on from a run; the second joins later;
-    then both decode together and beside each other's chunks.
+    One starts with a chunk of `first` rows, is copied out and goes on from a run; the other joins
+    later; then both decode together and beside each other's chunks.
     """
     kvs = [SequenceKV(runner.spec), SequenceKV(runner.spec)]
     out: list[dict[int, mx.array]] = [{}, {}]
-    for counts in ((9, 0), (1, 5), (1, 1), (4, 1), (1, 1), (1, 7)):
+    for counts in ((first, 0), (1, 5), (1, 1), (4, 1), (1, 1), (1, 7)):
         who = sorted((i for i in range(2) if counts[i]), key=lambda i: counts[i])
         spans = [texts[i][kvs[i].length : kvs[i].length + counts[i]] for i in who]
         jobs = [Job(kvs[i], span) for i, span in zip(who, spans, strict=True)]
@@ -187,7 +201,7 @@ def _ours(runner: Runner, texts: list[list[int]]) -> list[dict[int, mx.array]]:
 def _restored(kv: SequenceKV) -> Run:
     builder = RunBuilder(kv.spec, kv.length)
     builder.write(0, kv.length, kv.length, kv.copy_out(0, kv.length))
-    return builder.finish(kv.length)
+    return builder.finish()
 
 
 def _difference(ours: list[dict[int, mx.array]], plain: list[mx.array]) -> float:

@@ -70,6 +70,8 @@ class Runner:
         layers = [(layer, group) for group in spec.groups for layer in group.layers]
         self.layers: list[tuple[int, LayerGroup]] = sorted(layers, key=lambda pair: pair[0])
         assert [layer for layer, _ in self.layers] == list(range(len(layers)))
+        # Where layers behind the last one with KV of its own borrow another's, all rows go through.
+        self._last = len(layers) - 1 if len(model.layers) == len(layers) else None
 
     def forward(self, jobs: Sequence[Job]) -> mx.array:
         """One step -> the wanted logits [rows, vocab] in the order of the jobs, not evaluated.
@@ -84,7 +86,7 @@ class Runner:
         offset = mx.array(positions + [0] * padding)
         members = [Member(job.kv, job.count, job.num_logits) for job in jobs]
         cache = [
-            Rows(layer, group, members, offset, self.read, is_last=layer == len(self.layers) - 1)
+            Rows(layer, group, members, offset, self.read, is_last=layer == self._last)
             for layer, group in self.layers
         ]
         try:

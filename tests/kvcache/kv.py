@@ -47,4 +47,4 @@ def run_of(spec: KVSpec, spans: Sequence[tuple[int, int, int, Payload]], length:
     builder = RunBuilder(spec, length)
     for span in spans:
         builder.write(*span)
-    return builder.finish(length)
+    return builder.finish()

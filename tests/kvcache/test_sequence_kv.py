@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from agent_memory.kv_spec import KVSpec
-from agent_memory.kvcache.run import RunBuilder
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from tests.kvcache.kv import BITS, Payload, append, run_of, small_spec
 
@@ -75,17 +74,6 @@ def test_blocks_may_land_in_any_order(spec: KVSpec) -> None:
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
         again = SequenceKV(spec, run_of(spec, [spans[i] for i in order], 12))
         np.testing.assert_array_equal(again.copy_out(0, 12), kv.copy_out(0, 12))
-
-
-def test_a_run_may_end_before_what_was_planned(spec: KVSpec) -> None:
-    kv = SequenceKV(spec)
-    append(kv, 12, seed=5)
-    builder = RunBuilder(spec, 12)
-    builder.write(0, 8, 8, kv.copy_out(0, 8))
-    again = SequenceKV(spec, builder.finish(8))
-    assert again.length == 8
-    append(again, 4, seed=5)
-    np.testing.assert_array_equal(again.copy_out(0, 12), kv.copy_out(0, 12))
 
 
 def test_sequences_share_a_run_and_never_write_to_it(spec: KVSpec) -> None:

@@ -41,7 +41,7 @@ def restored(kv: SequenceKV, count: int) -> SequenceKV:
         end = min(start + BLOCK_TOKENS, kv.length)
         payload = kv.copy_out(start, end)
         builder.write(start, min(count - start, end - start), end - start, payload)
-    return SequenceKV(kv.spec, builder.finish(count))
+    return SequenceKV(kv.spec, builder.finish())
 
 
 def levels_apart(spec: KVSpec, a: Payload, b: Payload, count: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 from mlx_lm.models import llama
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import ChunkedKVCache, KVCache
 
 from agent_memory.errors import ModelRefused
 from agent_memory.kv_spec import TensorFormat
@@ -42,7 +42,6 @@ def test_a_head_dim_that_no_group_divides_stays_dense() -> None:
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("gemma3_text", "RotatingKVCache"),
         ("deepseek_v3", "handles K and V in its own way"),
         ("gemma2", "handles K and V in its own way"),
     ],
@@ -51,6 +50,19 @@ def test_what_cannot_be_proven_is_refused_with_the_reason(kind: str, reason: str
     with pytest.raises(ModelRefused, match=reason) as refused:
         tiny.proven(tiny.build(kind))
     assert "Choose" in str(refused.value)
+
+
+class Chunked(llama.Model):
+    """Its layers see only the tokens of a chunk, like those of llama4."""
+
+    def make_cache(self) -> list[ChunkedKVCache]:
+        return [ChunkedKVCache(64) for _ in self.layers]
+
+
+def test_another_kind_of_cache_is_refused_by_its_name() -> None:
+    model = Chunked(llama.ModelArgs.from_dict({"model_type": "llama", **tiny.COMMON}))
+    with pytest.raises(ModelRefused, match="ChunkedKVCache"):
+        tiny.proven(tiny.randomize(model))
 
 
 class Windowed(llama.Model):

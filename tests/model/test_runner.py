@@ -33,7 +33,7 @@ class Texts:
         kv = self.kvs[i]
         builder = RunBuilder(kv.spec, kv.length)
         builder.write(0, kv.length, kv.length, kv.copy_out(0, kv.length))
-        self.kvs[i] = SequenceKV(kv.spec, builder.finish(kv.length))
+        self.kvs[i] = SequenceKV(kv.spec, builder.finish())
 
     def step(self, counts: dict[int, int], logits_of_all: bool = True) -> float:
         """The next tokens of each; -> how far the logits are from the plain ones."""

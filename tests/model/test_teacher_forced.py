@@ -68,7 +68,7 @@ def restored(loaded: LoadedModel, texts: list[list[int]]) -> list[mx.array]:
         for at in range(0, middle, 256):
             end = min(at + 256, middle)
             builder.write(at, end - at, end - at, kv.copy_out(at, end))
-        runs.append(SequenceKV(spec, builder.finish(middle)))
+        runs.append(SequenceKV(spec, builder.finish()))
     rest = forced(loaded, runs, [text[middle:] for text in texts], 1)
     return [mx.concatenate(list(pair)) for pair in zip(first, rest, strict=True)]
 

@@ -5,7 +5,18 @@ from types import ModuleType
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_map
-from mlx_lm.models import deepseek_v3, gemma2, gemma3_text, llama, openelm, qwen3
+from mlx_lm.models import (
+    deepseek_v2,
+    deepseek_v3,
+    gemma2,
+    gemma3_text,
+    gemma4_text,
+    gpt_oss,
+    llama,
+    openelm,
+    qwen3,
+    qwen3_moe,
+)
 
 from agent_memory.kvcache import attention
 from agent_memory.model import probe
@@ -42,9 +53,83 @@ KINDS: dict[str, tuple[ModuleType, dict[str, object]]] = {
         },
     ),
     # Windows in some layers.
-    "gemma3_text": (
+    "gemma3": (
         gemma3_text,
-        {"num_hidden_layers": 6, "sliding_window": 32, "sliding_window_pattern": 3},
+        {
+            "model_type": "gemma3_text",
+            "num_hidden_layers": 6,
+            "sliding_window": 32,
+            "sliding_window_pattern": 3,
+            "query_pre_attn_scalar": 64,
+        },
+    ),
+    # Windows, sinks, experts.
+    "gpt_oss": (
+        gpt_oss,
+        {
+            "num_hidden_layers": 4,
+            "intermediate_size": 128,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 32,
+            "rope_theta": 150000,
+            "rope_scaling": None,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    # Windows, and layers that borrow the KV of others.
+    "gemma4": (
+        gemma4_text,
+        {
+            "model_type": "gemma4_text",
+            "num_hidden_layers": 6,
+            "global_head_dim": 64,
+            "vocab_size_per_layer_input": VOCAB,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 16,
+            "sliding_window": 32,
+            "sliding_window_pattern": 3,
+        },
+    ),
+    # K wider than V.
+    "deepseek_v2": (
+        deepseek_v2,
+        {
+            "moe_intermediate_size": 64,
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 64,
+            "q_lora_rank": None,
+            "qk_rope_head_dim": 64,
+            "qk_nope_head_dim": 64,
+            "v_head_dim": 64,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "rope_scaling": {
+                "type": "yarn",
+                "factor": 1.0,
+                "original_max_position_embeddings": 4096,
+                "beta_fast": 32,
+                "beta_slow": 1,
+                "mscale": 1.0,
+                "mscale_all_dim": 0,
+            },
+        },
+    ),
+    # Experts.
+    "qwen3_moe": (
+        qwen3_moe,
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "moe_intermediate_size": 64,
+            "norm_topk_prob": True,
+        },
     ),
     # Attention written out in the model itself.
     "gemma2": (gemma2, {}),
