@@ -58,7 +58,7 @@ class Rows:
         layer: int,
         group: LayerGroup,
         members: Sequence[Member],
-        offset: mx.array,
+        offset: mx.array | int,
         read: Read,
         *,
         is_last: bool = False,
@@ -72,26 +72,37 @@ class Rows:
         self.offset = offset
         self.read = read
 
-    def make_mask(self, _rows: int, *, window_size: int | None = None, **_: object) -> None:
+    def make_mask(
+        self,
+        num_tokens: int,
+        *,
+        return_array: bool = False,
+        window_size: int | None = None,
+        **_: object,
+    ) -> mx.array | Literal["causal"] | None:
         """None: which tokens a row may see is known here."""
         if window_size not in (None, self.group.window):
             raise ModelRefused(
                 f"A layer of this model sees only the last {window_size} tokens, but does not keep "
                 "its KV so. Choose a model with full attention."
             )
+        return None
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple["Rows", "Rows"]:
-        """keys, values: [rows, kv_heads, 1, dim]."""
+    def update_and_fetch(
+        self, keys: mx.array, values: mx.array
+    ) -> tuple["Rows | mx.array", "Rows | mx.array"]:
+        """keys, values: [rows, kv_heads, 1, dim]; or a chunk alone, [1, kv_heads, tokens, dim]."""
+        if keys.shape[2] > 1:
+            keys, values = keys.transpose(2, 1, 0, 3), values.transpose(2, 1, 0, 3)
         k, v = pack(keys, self.group.k), pack(values, self.group.v)
         row = 0
         for kv, count, _ in self.members:
             kv.tails[self.layer].append(_span(k, row, count), _span(v, row, count))
             row += count
-        if self.is_last:
-            self.marker = keys[-1, 0, 0, :1]
+        self.marker = keys[-1, 0, 0, :1]
         return self, self
 
-    def keys_and_values(self) -> tuple["Rows", "Rows"]:
+    def keys_and_values(self) -> tuple["Rows | mx.array", "Rows | mx.array"]:
         return self, self
 
     def attend(self, queries: mx.array, scale: float, sinks: mx.array | None = None) -> mx.array:

@@ -62,7 +62,9 @@ def load(model_id: str, kv_bits: int | None, group_size: int, progress: Progress
         id=model_id,
         model=model,
         tokenizer=tokenizer,
-        runner=Runner(model, spec, head, proven.read, rows_for_one_rounding(model, spec)),
+        runner=Runner(
+            model, spec, head, proven.read, proven.mode, rows_for_one_rounding(model, spec)
+        ),
         proven=proven,
         context_length=context_length(config),
         defaults=default_sampling(path),

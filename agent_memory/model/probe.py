@@ -17,7 +17,7 @@ from agent_memory.kvcache.attention import Member, Read, Rows
 from agent_memory.kvcache.packing import DTYPES, choose_format, pack
 from agent_memory.kvcache.run import Run, RunBuilder
 from agent_memory.kvcache.sequence_kv import SequenceKV
-from agent_memory.model.runner import HeadCut, Job, Runner
+from agent_memory.model.runner import HeadCut, Job, Mode, Runner
 
 TOLERANCE: dict[mx.Dtype, float] = {mx.float32: 1e-3, mx.float16: 3e-2, mx.bfloat16: 1e-1}
 """Largest accepted difference of logits, relative to the largest logit, by the model's type."""
@@ -29,13 +29,13 @@ READS: tuple[Read, Read] = ("packed", "dense")
 
 @dataclass(frozen=True)
 class Proven:
-    """`read`: how decode rows read packed KV.  `mode` "mixed": all rows of a step at once."""
+    """`read`: how decode rows read packed KV, where the runner's mode leaves that to us."""
 
     spec: KVSpec
     read: Read
     vocab_size: int
     worst_difference: float
-    mode: str = "mixed"
+    mode: Mode
 
 
 class _Recorder:
@@ -47,8 +47,10 @@ class _Recorder:
         self.kv_heads = self.k_dim = self.v_dim = 0
         self.dtype = mx.float32
 
-    def make_mask(self, *_args: object, **_kwargs: object) -> str:
-        return "causal"
+    def make_mask(
+        self, num_tokens: int, *, return_array: bool = False, **_: object
+    ) -> mx.array | str:
+        return mx.tri(num_tokens, dtype=mx.bool_) if return_array else "causal"
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         _, self.kv_heads, _, self.k_dim = keys.shape
@@ -69,9 +71,10 @@ def derive_spec(model: Module, digest: str, bits: int | None, group_size: int) -
     shapes: dict[tuple[int | None, int, int, int, mx.Dtype], list[int]] = {}
     for layer, (r, window) in enumerate(zip(seen, windows, strict=True)):
         shapes.setdefault((window, r.kv_heads, r.k_dim, r.v_dim, r.dtype), []).append(layer)
+    rank = getattr(getattr(model, "args", None), "kv_lora_rank", None)
     groups = [
         LayerGroup(
-            "window" if window else "full",
+            "window" if window else "latent" if (kv_heads, k_dim) == (1, rank) else "full",
             tuple(layers),
             kv_heads,
             choose_format(k_dim, dtype, bits, group_size),
@@ -104,23 +107,39 @@ def verify(model: Module, head: HeadCut, spec: KVSpec) -> Proven:
     )
     texts = [[(7 * i + 3 * s) % min(width, 997) for i in range(first + 15)] for s in range(2)]
     plain = [_plain(model, text) for text in texts]
+    dtype = DTYPES[spec.groups[0].k.dtype]
+    limit = TOLERANCE[dtype] * max(1.0, *(float(mx.abs(p).max()) for p in plain))
     unquantized = derive_spec(model, spec.model_digest, None, 0)
     try:
         ours = _ours(Runner(model, unquantized, head, "packed"), texts, first)
+        mode: Mode = "mixed"
     except ModelRefused:
         raise
-    except Exception as error:  # whatever a model does with K and V it cannot read
-        raise _own_ways(error) from error
+    except Exception:  # whatever a model does with K and V it cannot read
+        ours = _handed(model, unquantized, head, texts, first)
+        mode = "handed"
     worst = _difference(ours, plain)
-    dtype = DTYPES[spec.groups[0].k.dtype]
-    limit = TOLERANCE[dtype] * max(1.0, *(float(mx.abs(p).max()) for p in plain))
     if not worst <= limit:
         raise ModelRefused(
             f"Computed our way the model's logits differ by {worst:.3g} from its own "
             f"(at most {limit:.3g} is rounding). It does something with its KV that is not known. "
             "Choose another model."
         )
-    return Proven(spec, _choose_read(spec), width, worst)
+    return Proven(spec, _choose_read(spec), width, worst, mode)
+
+
+Logits = list[dict[int, mx.array]]
+
+
+def _handed(
+    model: Module, spec: KVSpec, head: HeadCut, texts: list[list[int]], first: int
+) -> Logits:
+    try:
+        return _ours(Runner(model, spec, head, "packed", "handed"), texts, first)
+    except ModelRefused:
+        raise
+    except Exception as error:
+        raise _own_ways(error) from error
 
 
 def _own_ways(error: Exception) -> ModelRefused:
@@ -177,14 +196,14 @@ def _plain(model: Module, text: list[int]) -> mx.array:
     return out[0].astype(mx.float32)
 
 
-def _ours(runner: Runner, texts: list[list[int]], first: int) -> list[dict[int, mx.array]]:
+def _ours(runner: Runner, texts: list[list[int]], first: int) -> Logits:
     """Logits by position of two sequences, through every road there is.
 
     One starts with a chunk of `first` rows, is copied out and goes on from a run; the other joins
     later; then both decode together and beside each other's chunks.
     """
     kvs = [SequenceKV(runner.spec), SequenceKV(runner.spec)]
-    out: list[dict[int, mx.array]] = [{}, {}]
+    out: Logits = [{}, {}]
     for counts in ((first, 0), (1, 5), (1, 1), (4, 1), (1, 1), (1, 7)):
         who = sorted((i for i in range(2) if counts[i]), key=lambda i: counts[i])
         spans = [texts[i][kvs[i].length : kvs[i].length + counts[i]] for i in who]
@@ -204,7 +223,7 @@ def _restored(kv: SequenceKV) -> Run:
     return builder.finish()
 
 
-def _difference(ours: list[dict[int, mx.array]], plain: list[mx.array]) -> float:
+def _difference(ours: Logits, plain: list[mx.array]) -> float:
     return max(
         float(mx.abs(row - plain[i][position]).max())
         for i, rows in enumerate(ours)

@@ -7,8 +7,9 @@ Engine thread only.
     model   ids [7, 1], positions [7] -> hidden [7, 1, h] -> head on the wanted rows only
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -16,6 +17,7 @@ from mlx.nn.layers.linear import Linear
 
 from agent_memory.kv_spec import KVSpec, LayerGroup
 from agent_memory.kvcache.attention import Member, Read, Rows
+from agent_memory.kvcache.handed import Handed
 from agent_memory.kvcache.sequence_kv import SequenceKV
 
 
@@ -35,6 +37,11 @@ class Job:
         return self.tokens.size if isinstance(self.tokens, mx.array) else len(self.tokens)
 
 
+Mode = Literal["mixed", "handed"]
+Pick = Callable[[mx.array], mx.array]
+"""The wanted rows of what a model's trunk, or its head, returns."""
+
+
 class HeadCut:
     """Lets a model's trunk return only the rows whose logits are wanted.
 
@@ -43,7 +50,7 @@ class HeadCut:
     """
 
     def __init__(self, model: Module) -> None:
-        self.rows: mx.array | None = None
+        self.pick: Pick | None = None
         trunk = getattr(model, "model", None)
         self.works = isinstance(trunk, Module)
         if isinstance(trunk, Module):
@@ -52,20 +59,30 @@ class HeadCut:
     def _subclass(self, base: type[Module]) -> type[Module]:
         def call(trunk: Module, *args: object, **kwargs: object) -> mx.array:
             hidden: mx.array = base.__call__(trunk, *args, **kwargs)
-            return hidden if self.rows is None else hidden[self.rows]
+            return hidden if self.pick is None else self.pick(hidden)
 
         return type(base.__name__, (base,), {"__call__": call, "__module__": base.__module__})
 
 
 class Runner:
+    """`mode`: "mixed", all rows of a step go through the model together; "handed", decode rows
+    together and each chunk by itself, with dense K and V."""
+
     def __init__(
-        self, model: Module, spec: KVSpec, head: HeadCut, read: Read, min_rows: int = 1
+        self,
+        model: Module,
+        spec: KVSpec,
+        head: HeadCut,
+        read: Read,
+        mode: Mode = "mixed",
+        min_rows: int = 1,
     ) -> None:
-        """Steps of fewer than `min_rows` are padded with rows that belong to nobody."""
+        """Mixed steps of fewer than `min_rows` are padded with rows that belong to nobody."""
         self.model = model
-        self.min_rows = min_rows
         self.spec = spec
         self.read = read
+        self.mode = mode
+        self.min_rows = min_rows
         self._head = head
         layers = [(layer, group) for group in spec.groups for layer in group.layers]
         self.layers: list[tuple[int, LayerGroup]] = sorted(layers, key=lambda pair: pair[0])
@@ -80,22 +97,55 @@ class Runner:
         and the KV itself has been sent on its way: the rest of the last layer is never computed.
         """
         jobs = list(jobs)
+        together = [jobs] if self.mode == "mixed" else _apart(jobs)
+        done = [self._rows(js) if self.mode == "mixed" else self._handed(js) for js in together]
+        wanted: list[mx.array] = []
+        for out, js in zip(done, together, strict=True):
+            if any(job.num_logits for job in js):
+                wanted.append(out)
+            else:
+                _send(js, out)
+        if not wanted:
+            return done[-1]
+        return wanted[0] if len(wanted) == 1 else mx.concatenate(wanted)
+
+    def _rows(self, jobs: list[Job]) -> mx.array:
         positions, wanted = self._place(jobs)
         padding = max(0, self.min_rows - len(positions))
-        self._head.rows = mx.array(wanted) if wanted and self._head.works else None
         offset = mx.array(positions + [0] * padding)
-        members = [Member(job.kv, job.count, job.num_logits) for job in jobs]
         cache = [
-            Rows(layer, group, members, offset, self.read, is_last=layer == self._last)
+            Rows(layer, group, _members(jobs), offset, self.read, is_last=layer == self._last)
             for layer, group in self.layers
         ]
+        chosen = mx.array(wanted)
+        return self._through(_ids(jobs, padding)[:, None], cache, lambda x: x[chosen], bool(wanted))
+
+    def _handed(self, jobs: list[Job]) -> mx.array:
+        """Decode rows, or one chunk."""
+        positions, wanted = self._place(jobs)
+        chunk = jobs[0].count > 1
+        offset = positions[0] if chunk else mx.array(positions)
+        cache = [
+            Handed(layer, group, _members(jobs), offset, self.read) for layer, group in self.layers
+        ]
+        chosen = mx.array(wanted)
+        ids = _ids(jobs, 0)
+        if chunk:
+            return self._through(ids[None], cache, lambda x: x[0, chosen][:, None], bool(wanted))
+        return self._through(ids[:, None], cache, lambda x: x[chosen], bool(wanted))
+
+    def _through(self, ids: mx.array, cache: Sequence[Rows], pick: Pick, wants: bool) -> mx.array:
+        """-> logits [wanted, vocab], or the marker if none are."""
+        self._head.pick = pick if wants and self._head.works else None
         try:
-            out: mx.array = self.model(_ids(jobs, padding)[:, None], cache=cache)
+            out: mx.array = self.model(ids, cache=cache)
         finally:
-            self._head.rows = None
-        if not wanted:
-            return _sent(jobs, cache[-1])
-        return out[:, -1] if self._head.works else out[mx.array(wanted), -1]
+            self._head.pick = None
+        if not wants:
+            marker = cache[-1].marker
+            assert marker is not None
+            return marker
+        return (out if self._head.works else pick(out))[:, -1]
 
     def _place(self, jobs: list[Job]) -> tuple[list[int], list[int]]:
         """Advance every sequence -> (position of each row, rows whose logits are wanted)."""
@@ -108,11 +158,24 @@ class Runner:
         return positions, wanted
 
 
-def _sent(jobs: list[Job], last: Rows) -> mx.array:
-    """Begin to compute the KV that the step wrote -> a marker of its end."""
-    assert last.marker is not None
-    mx.async_eval(last.marker, [tail.arrays for job in jobs for tail in job.kv.tails.values()])
-    return last.marker
+def _members(jobs: list[Job]) -> list[Member]:
+    return [Member(job.kv, job.count, job.num_logits) for job in jobs]
+
+
+def _apart(jobs: list[Job]) -> list[list[Job]]:
+    """Decode rows that come together stay together, each chunk is by itself."""
+    apart: list[list[Job]] = []
+    for job in jobs:
+        if apart and job.count == 1 == apart[-1][-1].count:
+            apart[-1].append(job)
+        else:
+            apart.append([job])
+    return apart
+
+
+def _send(jobs: list[Job], marker: mx.array) -> None:
+    """Begin to compute the KV that these have written, and with it the marker of its end."""
+    mx.async_eval(marker, [tail.arrays for job in jobs for tail in job.kv.tails.values()])
 
 
 def _ids(jobs: list[Job], padding: int) -> mx.array:

@@ -163,8 +163,6 @@ def test_what_is_not_computed_here_is_refused_not_ignored() -> None:
     dispatch = Dispatch(base.scaled_dot_product_attention)
     q = mx.zeros((1, HEADS, 1, 64))
     assert dispatch(q, rows, rows, scale=SCALE).shape == (1, HEADS, 1, 64)
-    with pytest.raises(ModelRefused, match="sinks"):
-        dispatch(q, rows, rows, scale=SCALE, sinks=mx.zeros(HEADS))
     with pytest.raises(ModelRefused, match="masks"):
         dispatch(q, rows, rows, scale=SCALE, mask=mx.zeros((1, 3)))
     with pytest.raises(ModelRefused, match="last 4 tokens"):

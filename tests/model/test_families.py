@@ -20,7 +20,18 @@ from agent_memory.model.runner import Job, Runner
 from tests.kvcache.kv import BITS, Payload
 from tests.model import tiny
 
-FAMILIES = ("llama", "qwen3", "qwen3_moe", "openelm", "gemma3", "gpt_oss", "gemma4", "deepseek_v2")
+FAMILIES = {
+    "llama": "mixed",
+    "qwen3": "mixed",
+    "qwen3_moe": "mixed",
+    "openelm": "mixed",
+    "gemma3": "mixed",
+    "gpt_oss": "mixed",
+    "gemma4": "mixed",
+    "deepseek_v2": "mixed",
+    "deepseek_v3": "handed",
+}
+"""And how the probe finds that each is to be run."""
 ROUNDING = 1e-4
 """Relative to the largest logit."""
 LENGTHS = [33, 257]
@@ -111,6 +122,10 @@ def plain(runner: Runner, tokens: list[int]) -> mx.array:
     model = runner.model
     out: mx.array = model(mx.array([tokens]), cache=make_prompt_cache(model))[0]
     return out
+
+
+def test_the_probe_names_the_mode(family: str) -> None:
+    assert runner_of(family, None).mode == FAMILIES[family]
 
 
 def test_chunked_is_whole_and_as_mlx_lm_has_it(family: str) -> None:

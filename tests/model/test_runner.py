@@ -80,7 +80,7 @@ def test_reading_packed_and_dense_is_the_same(loaded: LoadedModel) -> None:
     out = []
     for read in READS:
         own = loaded.runner
-        runner = Runner(own.model, own.spec, own._head, read, own.min_rows)
+        runner = Runner(own.model, own.spec, own._head, read, own.mode, own.min_rows)
         kv = SequenceKV(runner.spec)
         mx.eval(runner.forward([Job(kv, list(range(300, 380)))]))
         out.append(runner.forward([Job(kv, [7])]))

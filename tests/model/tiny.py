@@ -187,4 +187,4 @@ def proven(model: Module, bits: int | None = None, group_size: int = 32) -> tupl
 
 def runner(model: Module, bits: int | None = None) -> Runner:
     found, head = proven(model, bits)
-    return Runner(model, found.spec, head, found.read)
+    return Runner(model, found.spec, head, found.read, found.mode)
