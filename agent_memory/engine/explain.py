@@ -6,7 +6,7 @@ name out; any thread.  Texts are looked at near the parting only, so it takes we
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -141,7 +141,7 @@ class Parting:
         earlier = decode(list(self._asked.tokens[: max(0, at - BEFORE)]))
         names = {name for tool in self._asked.tools if (name := tool_name(tool))}
         names -= set(_in_order(names, earlier))
-        one, other = (_in_order(names, decode(self._before + tail)) for tail in (ours, theirs))
+        one, other = (_in_order(names, self._message(tail)[0]) for tail in (ours, theirs))
         both = set(one) & set(other)
         return [n for n in one if n in both] != [n for n in other if n in both]
 
@@ -174,15 +174,25 @@ class Parting:
 
     @property
     def is_of_one_conversation(self) -> bool:
-        """The agent's own; of nobody's, what shares a block or half the prompt."""
+        """The agent's own; of nobody's, what shares more than a system prompt."""
         at = self._compared.position
         if self._compared.finding is not Finding.OWN:
-            enough = min(BLOCK_TOKENS, len(self._asked.tokens) // 2)
-            return self._asked.agent is None and at >= enough
+            return self._asked.agent is None and self._shares_a_message
         if at >= BLOCK_TOKENS or not self._asked.messages:
             return True
+        decode = self._tokenizer.decode
         first = str(self._asked.messages[0]["content"]).strip()
-        return first[:_OPENING] in self._tokenizer.decode(list(self._asked.tokens[:at]))
+        if first[:_OPENING] in decode(list(self._asked.tokens[:at])):
+            return True
+        theirs = decode(self._theirs)  # a change at the very beginning leaves lines that are alike
+        return any(len(s) > _PROBE and s in theirs for s in decode(self._ours).splitlines()[:-1])
+
+    @property
+    def _shares_a_message(self) -> bool:
+        at = self._compared.position
+        shared = self._tokenizer.decode(list(self._asked.tokens[max(0, at - NEAR) : at]))
+        said = (str(m["content"]).strip() for m in self._asked.messages if m["role"] != "system")
+        return any(text and text[-_PROBE:] in shared for text in said)
 
 
 def tool_name(tool: Mapping[str, Any]) -> str:
@@ -192,12 +202,13 @@ def tool_name(tool: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) else ""
 
 
-def where_defined(name: str, text: str, start: int = 0) -> int:
-    """Where a rendered prompt describes the tool: as JSON or, if it has none, as a word.  Or -1."""
-    word = rf"(?<!\w){re.escape(name)}(?!\w)"
-    as_json = re.compile(rf'"name"\s*:\s*"{re.escape(name)}"')
-    found = as_json.search(text, start) or re.compile(word).search(text, start)
-    return found.start() if found else -1
+def where_defined(names: Iterable[str], text: str) -> dict[str, int]:
+    """Where a rendered prompt describes each tool: as JSON or, if none is so, as a word."""
+    for form in (r'"name"\s*:\s*"{}"', r"(?<!\w){}(?!\w)"):
+        searched = {name: re.search(form.format(re.escape(name)), text) for name in names}
+        if found := {name: match.start() for name, match in searched.items() if match}:
+            return found
+    return {}
 
 
 def token_ids(raw: bytes) -> list[int]:
@@ -207,7 +218,7 @@ def token_ids(raw: bytes) -> list[int]:
 
 def _in_order(names: set[str], text: str) -> list[str]:
     """The tools that `text` defines, in its order."""
-    found = {name: place for name in names if (place := where_defined(name, text)) >= 0}
+    found = where_defined(names, text)
     return sorted(found, key=lambda name: found[name])
 
 

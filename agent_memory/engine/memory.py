@@ -153,7 +153,8 @@ class Memory:
         spans = self.match(seq.tokens)
         matched = sum(span.count for span in spans)
         blocks = [span.block for span in spans]
-        seq.compared = self.witness.compare(seq.request.agent, seq.tokens, matched, blocks)
+        wanted = seq.prompt_bytes[:-4]
+        seq.compared = self.witness.compare(seq.request.agent, wanted, matched, blocks)
         if not spans:
             return self._start(seq, None, [], set())
         self.pool.use(blocks)

@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, Loss, common_tokens, token_bytes
+from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, Loss, common_tokens
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.request import Compared, Finding
 from agent_memory.store.agents import Head
@@ -32,31 +32,6 @@ _BY_CHANCE = 16
 """Tokens: so much more may another model's chain share for no reason but that both are chats."""
 
 Chain = Sequence[Block]
-
-
-class Prompt:
-    """A prompt's token bytes but for the last token, block by block, each made when first asked."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self._tokens = tokens
-        self._blocks: dict[int, bytes] = {}
-
-    def block(self, at: int) -> bytes:
-        if at not in self._blocks:
-            start = at * BLOCK_TOKENS
-            end = min(start + BLOCK_TOKENS, len(self._tokens) - 1)
-            self._blocks[at] = token_bytes(self._tokens[start:end])
-        return self._blocks[at]
-
-    def shared(self, head: Head, known: Chain) -> int:
-        """Leading tokens that the head has, too.  `known`: blocks of the prompt by name; where
-        names are equal nothing else is compared."""
-        chain, most = head.chain, min(len(head.chain), len(known))
-        at = bisect_left(range(most), 1, key=lambda i: int(chain[i].hash != known[i].hash))
-        while at < len(chain) and chain[at].full and chain[at].tokens == self.block(at):
-            at += 1
-        count = common_tokens(chain[at].tokens, self.block(at)) if at < len(chain) else 0
-        return min(at * BLOCK_TOKENS + count, head.num_tokens)
 
 
 class Witness:
@@ -80,17 +55,15 @@ class Witness:
         names, _ = self._last.pop(agent_id, ((), 0))
         self._num_names -= len(names)
 
-    def compare(
-        self, agent_id: str | None, tokens: list[int], matched: int, blocks: Chain
-    ) -> Compared:
-        """`matched` leading tokens were found in `blocks`, of which the last may go on."""
-        if matched >= len(tokens) - 1:
+    def compare(self, agent_id: str | None, prompt: bytes, matched: int, blocks: Chain) -> Compared:
+        """`prompt`: token bytes of what was looked for; so many leading tokens of it were found in
+        `blocks`, of which the last may go on."""
+        if 4 * matched >= len(prompt):
             return Compared(matched, Finding.WHOLE)
-        prompt = Prompt(tokens)
         full = blocks[: matched // BLOCK_TOKENS]
         heads = self._heads(agent_id)
         own = [head for head in heads if head.fingerprint == self._fingerprint]
-        ranked = [(prompt.shared(head, full), head) for head in own]
+        ranked = [(_shared(head, prompt, full), head) for head in own]
         common, closest = max(ranked, key=lambda pair: pair[0], default=(0, None))
         loss = self._lost(closest, common, matched) or self._gone(agent_id, prompt, matched, full)
         if loss is not None:
@@ -111,9 +84,9 @@ class Witness:
             return None
         return self._store.gone.why(head.chain[matched // BLOCK_TOKENS].hash) or Loss.EVICTED
 
-    def _gone(self, agent_id: str | None, prompt: Prompt, matched: int, full: Chain) -> Loss | None:
+    def _gone(self, agent_id: str | None, prompt: bytes, matched: int, full: Chain) -> Loss | None:
         """The prompt goes on as blocks did that are known by name only."""
-        gone, rest = self._store.gone, prompt.block(len(full))
+        gone, rest = self._store.gone, _block(prompt, len(full))
         parent = full[-1].hash if full else self._fingerprint
         names, last_length = self._last.get(agent_id or "", ((), 0))
         if len(rest) == 4 * BLOCK_TOKENS:
@@ -131,12 +104,12 @@ class Witness:
                 return Loss.EVICTED
         return None
 
-    def _is_elsewhere(self, heads: Sequence[Head], prompt: Prompt, matched: int) -> bool:
+    def _is_elsewhere(self, heads: Sequence[Head], prompt: bytes, matched: int) -> bool:
         """The newest head of another model shares clearly more than `matched` tokens."""
         other = next((head for head in heads if head.fingerprint != self._fingerprint), None)
         if other is None or matched < 0:
             return other is not None
-        return prompt.shared(other, ()) > matched + _BY_CHANCE
+        return _shared(other, prompt, ()) > matched + _BY_CHANCE
 
     def _others_after(self, blocks: Chain, matched: int) -> bytes:
         """How what matched goes on, whoever computed it: at each parting the latest way."""
@@ -161,6 +134,21 @@ def _parting(position: int, finding: Finding, remembered: bytes) -> Compared:
     if remembered:
         return Compared(position, finding, remembered)
     return Compared(position, Finding.WHOLE if position else Finding.NOTHING)
+
+
+def _block(prompt: bytes, at: int) -> bytes:
+    return prompt[4 * BLOCK_TOKENS * at : 4 * BLOCK_TOKENS * (at + 1)]
+
+
+def _shared(head: Head, prompt: bytes, known: Chain) -> int:
+    """Leading tokens that both have.  `known`: the prompt's full blocks by name; where names are
+    equal nothing else is compared."""
+    chain, most = head.chain, min(len(head.chain), len(known))
+    at = bisect_left(range(most), 1, key=lambda i: int(chain[i].hash != known[i].hash))
+    while at < len(chain) and chain[at].full and chain[at].tokens == _block(prompt, at):
+        at += 1
+    count = common_tokens(chain[at].tokens, _block(prompt, at)) if at < len(chain) else 0
+    return min(at * BLOCK_TOKENS + count, head.num_tokens)
 
 
 def _after(head: Head, position: int) -> bytes:

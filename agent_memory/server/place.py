@@ -86,8 +86,9 @@ def _contents(text: str, messages: Messages) -> Iterator[Field]:
 
 def _tools(text: str, tools: Tools, contents: list[Field]) -> Iterator[Field]:
     """Each from its name to that of the next; the last to the next content."""
-    named = ((where_defined(tool_name(tool), text), i) for i, tool in enumerate(tools))
-    found = sorted((start, i) for start, i in named if start >= 0)
+    names = [tool_name(tool) for tool in tools]
+    places = where_defined({name for name in names if name}, text)
+    found = sorted((places[name], i) for i, name in enumerate(names) if name in places)
     for n, (start, i) in enumerate(found):
         following = [other for other, _ in found[n + 1 : n + 2]]
         following += [other for other, _, _ in contents if other > start]
