@@ -228,8 +228,7 @@ class Engine:
     # ── requests ─────────────────────────────────────────────────────────────────────────────
 
     async def tokenize(self, messages: Sequence[dict[str, str]], agent: str | None) -> list[int]:
-        """The prompt of a conversation, made in a worker thread, while the agent's memory is
-        already being read.  Raises BadRequest."""
+        """Made in a worker thread; meanwhile the agent's memory is read.  Raises BadRequest."""
         assert self._steps is not None
         if agent is not None:
             self._mailbox.send(partial(self._steps.memory.expect, agent))
@@ -296,13 +295,12 @@ class Engine:
             return None
         newest = agent.heads[0]
         owned = {block.hash for head in agent.heads for block in head.chain}
-        on_disk = [b for b in newest.chain if self._store.find(b.hash)]
         return AgentView(
             id=agent.id,
             num_tokens=newest.num_tokens,
             nbytes=self._store.bytes_of(owned),
             tokens_in_memory=sum(b.num_tokens for b in newest.chain if b.hash in self._pool),
-            tokens_on_disk=sum(b.num_tokens for b in on_disk),
+            tokens_on_disk=sum(b.num_tokens for b in newest.chain if self._store.find(b.hash)),
             last_used=agent.last_used,
             heads=[
                 {

@@ -59,6 +59,7 @@ _LOST = {
     Loss.EXPIRED: Cause.EXPIRED,
     Loss.DAMAGED: Cause.DAMAGED_FILE,
     Loss.MISSING: Cause.EVICTED,
+    Loss.NO_ROOM: Cause.EVICTED,
 }
 _FOUND = {
     Finding.WHOLE: Cause.NONE,

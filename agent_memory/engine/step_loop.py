@@ -178,7 +178,6 @@ class StepLoop:
         cached = restored.from_memory + restored.from_disk
         self._metrics.cached_tokens.labels("memory").inc(restored.from_memory)
         self._metrics.cached_tokens.labels("disk").inc(restored.from_disk)
-        self._metrics.restore_time.observe(restore_s)
         assert seq.compared is not None
         tiers = restored.from_memory, restored.from_disk
         self._emit(seq, Started(seq.num_prompt, cached, *tiers, restore_s, seq.compared))

@@ -37,7 +37,7 @@ MEANING = {
     "tokens than the tokenizer makes of it.",
     Cause.PROMPT_CHANGED: "The text is another one than what is remembered.",
     Cause.OTHER_MODEL: "The agent is remembered, but under another model or other --kv-bits.",
-    Cause.EVICTED: "It was remembered and is gone: there was no room, or its files were removed.",
+    Cause.EVICTED: "It was remembered, and there was no room for it, or its files were removed.",
     Cause.EXPIRED: "It was remembered and not used for so long that it was deleted.",
     Cause.DAMAGED_FILE: "It was remembered, but its file was damaged and not used.",
     Cause.NEVER_SEEN: "Nothing remembered goes on like this.",
