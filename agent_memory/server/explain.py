@@ -28,8 +28,8 @@ MAX_BYTES = 64 << 20
 
 MEANING = {
     Cause.NONE: "Everything remembered that the prompt begins with was used.",
-    Cause.DATE_OR_COUNTER_CHANGED: "A date, time or number near the beginning is another one than "
-    "before; all behind it had to be computed. Put what changes at the end.",
+    Cause.DATE_OR_COUNTER_CHANGED: "A date, time or number changed, and all behind it had to be "
+    "computed. Put what changes at the end.",
     Cause.TOOLS_REORDERED: "The same tools came in another order. Send them in a fixed one.",
     Cause.REASONING_DROPPED: "The model's reasoning is remembered, and the template or the client "
     "left it out of the earlier answer.",
