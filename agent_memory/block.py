@@ -14,6 +14,7 @@ same fingerprint.  A partial block is an ordinary block with fewer tokens; it ha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from hashlib import blake2b
 from typing import NewType
 
@@ -26,6 +27,16 @@ BlockHash = NewType("BlockHash", bytes)
 
 HASH_BYTES = 32
 _DOMAIN = b"agent-memory-block-1"
+
+
+class Loss(StrEnum):
+    """Why a block that was remembered is so no more."""
+
+    EVICTED = "evicted"  # there was no room for it
+    EXPIRED = "expired"  # it was not used for too long
+    DAMAGED = "damaged"  # its file was not what was written
+    MISSING = "missing"  # its file was removed by somebody else
+    NO_ROOM = "no_room"  # there was no memory to bring it back
 
 
 def token_bytes(tokens: Sequence[int]) -> bytes:

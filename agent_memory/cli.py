@@ -17,6 +17,8 @@ from agent_memory.errors import StartError, UsageError
 from agent_memory.ops import backend, blas
 from agent_memory.store.state_dir import StateDir
 
+URL = "http://127.0.0.1:8000"
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a wrong command line is a UsageError."""
@@ -40,6 +42,7 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"agent-memory {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     add_serve(commands.add_parser("serve", help="serve a model over HTTP"))
+    add_explain(commands.add_parser("explain", help="why a request was a miss"))
     add_demo(commands.add_parser("demo", help="show in a minute what is remembered"))
     return top
 
@@ -76,6 +79,14 @@ def add_demo(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-preload", action="store_true", help="As for serve.")
 
 
+def add_explain(command: argparse.ArgumentParser) -> None:
+    """Asked of a running server."""
+    command.set_defaults(run=explain)
+    command.add_argument("request_id", metavar="REQUEST_ID", help="X-Request-ID of its answer.")
+    command.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
+    command.add_argument("--json", action="store_true", help="Print JSON instead.")
+
+
 def serve(args: argparse.Namespace) -> int:
     settings = config.load(vars(args), os.environ, args.config)
     kind = backend.find()
@@ -97,4 +108,9 @@ def serve(args: argparse.Namespace) -> int:
 
 def demo(args: argparse.Namespace) -> int:
     code: int = importlib.import_module("agent_memory.ops.demo").main(args)
+    return code
+
+
+def explain(args: argparse.Namespace) -> int:
+    code: int = importlib.import_module("agent_memory.ops.explain").main(args)
     return code

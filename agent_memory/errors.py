@@ -10,7 +10,9 @@
     │   └── EngineFailed          500  our fault; the engine goes on for the others
     ├── StartError            the process cannot start; carries its exit status
     │   ├── UsageError            64
+    │   ├── RequestRefused        1   the server said no to a command
     │   ├── PortInUse             69
+    │   ├── NoServer              69
     │   ├── StateDirError         73
     │   ├── StateDirLocked        75
     │   ├── ConfigError           78
@@ -105,6 +107,14 @@ class UsageError(StartError):
 
 
 class PortInUse(StartError):
+    exit_code = 69
+
+
+class RequestRefused(StartError):
+    exit_code = 1
+
+
+class NoServer(StartError):
     exit_code = 69
 
 

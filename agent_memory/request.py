@@ -6,6 +6,7 @@ Plain immutable values, no behaviour.  Any thread.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from agent_memory.block import Loss
 from agent_memory.errors import RequestError
 
 
@@ -42,14 +43,39 @@ class FinishReason(StrEnum):
     SHUTDOWN = "shutdown"  # the server ended before the answer did
 
 
+class Finding(StrEnum):
+    """What was found where a prompt's memory ends."""
+
+    WHOLE = "whole"  # nothing that was remembered could not be used
+    LOST = "lost"  # the prompt goes on as what was remembered once
+    OTHER_MODEL = "other_model"  # the agent is remembered, but by another model
+    OWN = "own"  # the agent's own memory goes on otherwise
+    OTHERS = "others"  # what others, or nobody by name, have said goes on otherwise
+    NOTHING = "nothing"  # nothing begins like this
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A prompt beside what is remembered.  `position`: its first token that was not found.
+    `remembered`: token bytes of what is there instead, some thousand tokens at most."""
+
+    position: int
+    finding: Finding
+    remembered: bytes = b""
+    loss: Loss | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The prompt's memory is in place, computing begins.  In tokens; the tiers add up to cached."""
+    """The prompt's memory is in place, computing begins.  In tokens; the tiers add up to cached.
+    `restore_s`: from looking for the memory to having it."""
 
     prompt_tokens: int
     cached_tokens: int
     from_memory: int
     from_disk: int
+    restore_s: float
+    compared: Compared
 
 
 @dataclass(frozen=True, slots=True)

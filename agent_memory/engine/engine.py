@@ -31,6 +31,7 @@ from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.metrics import Metrics
 from agent_memory.model import loader
 from agent_memory.model.loader import LoadedModel
+from agent_memory.model.tokenizer import ChatTokenizer
 from agent_memory.request import Event, Failed, Finished, GenerateRequest, SamplingParams
 from agent_memory.store.block_store import BlockStore
 
@@ -219,16 +220,19 @@ class Engine:
             self.phase = phase
         self._mailbox.on_loop(self._settled.set)
 
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        assert self._loaded is not None
+        return self._loaded.tokenizer
+
     # ── requests ─────────────────────────────────────────────────────────────────────────────
 
     async def tokenize(self, messages: Sequence[dict[str, str]], agent: str | None) -> list[int]:
-        """The prompt of a conversation, made in a worker thread, while the agent's memory is
-        already being read.  Raises BadRequest."""
-        assert self._loaded is not None and self._steps is not None
+        """Made in a worker thread; meanwhile the agent's memory is read.  Raises BadRequest."""
+        assert self._steps is not None
         if agent is not None:
             self._mailbox.send(partial(self._steps.memory.expect, agent))
-        tokenizer = self._loaded.tokenizer
-        return await asyncio.to_thread(tokenizer.encode_chat, messages)
+        return await asyncio.to_thread(self.tokenizer.encode_chat, messages)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events of a request; closing the iterator cancels it.  Raises RequestError at once if it
@@ -291,14 +295,12 @@ class Engine:
             return None
         newest = agent.heads[0]
         owned = {block.hash for head in agent.heads for block in head.chain}
-        on_disk = [b for b in newest.chain if self._store.find(b.hash)]
-        in_memory = [b for b in newest.chain if b.hash in self._pool]
         return AgentView(
             id=agent.id,
             num_tokens=newest.num_tokens,
             nbytes=self._store.bytes_of(owned),
-            tokens_in_memory=sum(b.num_tokens for b in in_memory),
-            tokens_on_disk=sum(b.num_tokens for b in on_disk),
+            tokens_in_memory=sum(b.num_tokens for b in newest.chain if b.hash in self._pool),
+            tokens_on_disk=sum(b.num_tokens for b in newest.chain if self._store.find(b.hash)),
             last_used=agent.last_used,
             heads=[
                 {

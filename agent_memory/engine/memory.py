@@ -18,15 +18,17 @@ from weakref import WeakValueDictionary
 import numpy as np
 import structlog
 
-from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, common_tokens, token_bytes
+from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, Loss, common_tokens, token_bytes
 from agent_memory.engine.reads import Post, Reads
 from agent_memory.engine.sequence import Sequence, State
+from agent_memory.engine.witness import Witness
 from agent_memory.failpoint import failpoint
 from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.kvcache.run import Run, RunBuilder
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.metrics import Metrics
+from agent_memory.request import Compared, Finding
 from agent_memory.store.block_store import BlockStore
 
 log = structlog.get_logger(__name__)
@@ -99,6 +101,7 @@ class Memory:
         self._runs: WeakValueDictionary[BlockHash, Run] = WeakValueDictionary()
         self._restores: dict[BlockHash, Restore] = {}
         self._reads = Reads(spec, pool, store, post)
+        self.witness = Witness(spec.fingerprint, pool, store)
 
     # ── match ────────────────────────────────────────────────────────────────────────────────
 
@@ -146,11 +149,16 @@ class Memory:
 
     def begin(self, seq: Sequence) -> Restored | None:
         """Give the sequence its KV now, or (None) when its blocks have been brought together."""
+        seq.looked_at = time.monotonic()
         spans = self.match(seq.tokens)
+        matched = sum(span.count for span in spans)
+        blocks = [span.block for span in spans]
+        wanted = seq.prompt_bytes[:-4]
+        seq.compared = self.witness.compare(seq.request.agent, wanted, matched, blocks)
         if not spans:
             return self._start(seq, None, [], set())
-        self.pool.use([span.block for span in spans])
-        self.store.touch([span.block.hash for span in spans])
+        self.pool.use(blocks)
+        self.store.touch([block.hash for block in blocks])
         if run := self._runs.get(run_key(spans)):
             return self._start(seq, run, spans, set())
         seq.move(State.RESTORING)
@@ -227,6 +235,8 @@ class Memory:
         self.metrics.restore_time.observe(time.monotonic() - restore.began)
         waiting = [seq for seq in restore.waiting if seq.state is State.RESTORING]
         spans = restore.usable
+        if len(spans) < len(restore.spans):
+            self._note_loss(restore, restore.spans[len(spans)], waiting)
         if not spans:
             return [self._start(seq, None, [], set()) for seq in waiting]
         if len(spans) < len(restore.spans):
@@ -234,6 +244,12 @@ class Memory:
         run = restore.builder.finish()
         self._runs[restore.key] = run
         return [self._start(seq, run, spans, restore.from_disk) for seq in waiting]
+
+    def _note_loss(self, restore: Restore, first: Span, waiting: list[Sequence]) -> None:
+        """Less was restored than was found, from the `first` span on that could not be used."""
+        loss = Loss.NO_ROOM if restore.given_up else self.store.gone.why(first.block.hash)
+        for seq in waiting:
+            seq.compared = Compared(first.start, Finding.LOST, loss=loss or Loss.DAMAGED)
 
     def _again(
         self, spans: list[Span], waiting: list[Sequence], from_disk: set[int]
@@ -294,6 +310,7 @@ class Memory:
             self._persist(seq, block)
         self.pool.use(seq.chain)
         if seq.request.agent is not None:
+            self.witness.saw(seq.request.agent, seq.chain)
             for old in self.store.record(
                 seq.request.agent, self.spec.fingerprint, tuple(seq.chain)
             ):
@@ -351,5 +368,6 @@ class Memory:
 
     def check(self) -> None:
         self.pool.check()
+        self.witness.check()
         for key, restore in self._restores.items():
             assert key == restore.key and 0 <= restore.missing <= len(restore.spans)

@@ -28,7 +28,7 @@ from agent_memory.engine.mailbox import Stream
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.model.sampler import Draw
 from agent_memory.model.tokenizer import StopMatcher, TextStream
-from agent_memory.request import FinishReason, GenerateRequest
+from agent_memory.request import Compared, FinishReason, GenerateRequest
 
 
 class State(StrEnum):
@@ -82,6 +82,8 @@ class Sequence:
         self.in_flight = 0
         self.kv: SequenceKV | None = None
         self.chain: list[Block] = []
+        self.looked_at = 0.0  # monotonic, when its memory was looked for
+        self.compared: Compared | None = None
         self.finish_reason: FinishReason | None = None
         self.started = False  # its Started event has been sent
         self.alone = False  # accused of a failed step: computed by itself until cleared

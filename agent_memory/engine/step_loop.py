@@ -171,14 +171,16 @@ class StepLoop:
                 log.exception("offer_failed", request_id=shared.seq.request.id)
 
     def _begin(self, restored: Restored) -> None:
-        seq = restored.seq
+        seq, restore_s = restored.seq, time.monotonic() - restored.seq.looked_at
         if seq.started:
             return  # it was rewound; what it is told it was told
         seq.started = True
         cached = restored.from_memory + restored.from_disk
         self._metrics.cached_tokens.labels("memory").inc(restored.from_memory)
         self._metrics.cached_tokens.labels("disk").inc(restored.from_disk)
-        self._emit(seq, Started(seq.num_prompt, cached, restored.from_memory, restored.from_disk))
+        assert seq.compared is not None
+        tiers = restored.from_memory, restored.from_disk
+        self._emit(seq, Started(seq.num_prompt, cached, *tiers, restore_s, seq.compared))
 
     def _launch(self, work: list[Work]) -> Flight | None:
         seqs = [w.seq for w in work]

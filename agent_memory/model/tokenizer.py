@@ -24,20 +24,25 @@ class ChatTokenizer:
         self._wrapper = wrapper
         self._backend = backend
         self.end_of_turn = frozenset(int(i) for i in wrapper.eos_token_ids)
+        added = backend.get_added_tokens_decoder()
+        self.special = frozenset(i for i, token in added.items() if token.special)
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The prompt of a conversation, up to where the model's answer begins."""
+        return self.encode(self.render(messages))
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
         if not self._wrapper.has_chat_template:
             raise BadRequest("This model has no chat template, so it cannot serve conversations.")
         try:
-            text = self._wrapper.apply_chat_template(
+            text: str = self._wrapper.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=True
             )
         except jinja2.TemplateError as error:
             raise BadRequest(
                 f"The model's chat template refuses this conversation: {error}", param="messages"
             ) from error
-        return self.encode(text)
+        return text
 
     def encode(self, text: str) -> list[int]:
         try:
@@ -47,6 +52,15 @@ class ChatTokenizer:
                 "The text holds half a surrogate pair, which is no character.", param="messages"
             ) from error
         return list(encoded.ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Special tokens, too.  What is no whole character at either end is U+FFFD."""
+        return self._backend.decode(list(tokens), skip_special_tokens=False)
+
+    def starts(self, text: str) -> list[tuple[int, int]]:
+        """(token, its first character) of a whole text."""
+        [encoded] = self._backend.encode_batch([text], add_special_tokens=False)
+        return [(i, start) for i, (start, _) in zip(encoded.ids, encoded.offsets, strict=True)]
 
     def stream(self) -> "TextStream":
         return TextStream(self._backend)

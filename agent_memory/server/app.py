@@ -12,6 +12,7 @@ from starlette.types import Lifespan
 from agent_memory.errors import RequestError
 from agent_memory.server.agents import agent, agents
 from agent_memory.server.chat import chat_completions
+from agent_memory.server.explain import explain
 from agent_memory.server.gate import Refused, error_response
 from agent_memory.server.health import healthz, metrics, model, models, readyz
 from agent_memory.server.sse import told
@@ -22,6 +23,7 @@ ROUTES = [
     Route("/v1/models/{model_id:path}", model),
     Route("/v1/agents", agents),
     Route("/v1/agents/{agent_id:path}", agent),
+    Route("/v1/requests/{request_id}/explain", explain),
     Route("/healthz", healthz),
     Route("/readyz", readyz),
     Route("/metrics", metrics),

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from agent_memory.engine.engine import Engine
+from agent_memory.engine.explain import Asked
 from agent_memory.errors import RequestError, Unavailable
 from agent_memory.request import (
     Delta,
@@ -26,6 +27,7 @@ from agent_memory.request import (
     Started,
 )
 from agent_memory.server import body, openai, sse
+from agent_memory.server.explain import Explained, Explanations
 from agent_memory.server.gate import RETRY_AFTER_S
 from agent_memory.server.health import unknown_model
 from agent_memory.server.identity import agent_of
@@ -44,7 +46,7 @@ async def chat_completions(request: Request) -> Response:
     agent = agent_of(request.headers, fields)
     if chat.model not in (None, engine.model_id):
         raise unknown_model(str(chat.model), engine.model_id)
-    turn = Turn(engine, chat, agent, request.state.request_id)
+    turn = Turn(engine, chat, agent, request.state.request_id, request.state.explanations)
     return WhileConnected(turn.streamed() if chat.stream else turn.whole)
 
 
@@ -52,16 +54,23 @@ class Turn:
     """One request on its way through the engine, and what has come of it so far."""
 
     def __init__(
-        self, engine: Engine, chat: ChatRequest, agent: str | None, request_id: str
+        self,
+        engine: Engine,
+        chat: ChatRequest,
+        agent: str | None,
+        request_id: str,
+        explanations: Explanations,
     ) -> None:
         self._engine = engine
         self._chat = chat
         self._agent = agent
         self._request_id = request_id
+        self._explanations = explanations
         self._id = f"chatcmpl-{uuid4().hex}"
         self._answer = ChatAnswer(self._id, engine.model_id)
         self._began = time.monotonic()
-        self._started: Started | None = None
+        self._prompt: tuple[int, ...] = ()
+        self._explained: Explained | None = None
         self._first_token: float | None = None
         self._num_tokens = 0
         self._finish: str = FinishReason.CANCELLED
@@ -70,10 +79,14 @@ class Turn:
         async with aclosing(self._events()) as events:
             texts = [event.text async for event in events if isinstance(event, Delta)]
         answer = self._answer.whole("".join(texts), self._finish, self._usage())
-        await JSONResponse(answer)(scope, receive, send)
+        await JSONResponse(answer, headers=self._headers())(scope, receive, send)
 
     def streamed(self) -> EventStream:
-        return EventStream(self._chunks(), openai.error_body)
+        return EventStream(self._chunks(), openai.error_body, self._headers)
+
+    def _headers(self) -> dict[str, str]:
+        """None yet, when a stream must start before its prompt's memory is in place."""
+        return {"X-Cache": self._explained.header} if self._explained else {}
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._events()) as events:
@@ -103,10 +116,11 @@ class Turn:
 
     async def _admitted(self) -> GenerateRequest:
         model = await self._engine.wait_ready(LOADING_S)
+        self._prompt = tuple(await self._engine.tokenize(self._chat.messages, self._agent))
         return GenerateRequest(
             id=self._id,
             agent=self._agent,
-            prompt=tuple(await self._engine.tokenize(self._chat.messages, self._agent)),
+            prompt=self._prompt,
             sampling=self._chat.sampling_over(model.defaults),
             max_tokens=self._chat.max_tokens,
             stop=self._chat.stop,
@@ -115,7 +129,10 @@ class Turn:
     def _note(self, event: Event) -> None:
         match event:
             case Started():
-                self._started = event
+                asked = Asked(self._agent, self._prompt, self._chat.messages)
+                self._explained = self._explanations.add(
+                    self._request_id, self._engine.model_id, asked, event, self._engine.tokenizer
+                )
             case Delta():
                 self._first_token = self._first_token or time.monotonic()
                 self._num_tokens = event.num_tokens
@@ -127,18 +144,23 @@ class Turn:
                 raise error
 
     def _usage(self) -> Usage:
-        assert self._started is not None
-        return Usage(self._started.prompt_tokens, self._started.cached_tokens, self._num_tokens)
+        assert self._explained is not None
+        started = self._explained.started
+        return Usage(started.prompt_tokens, started.cached_tokens, self._num_tokens)
 
     def _log(self) -> None:
-        started = self._started or Started(0, 0, 0, 0)
+        explained = self._explained
+        started = explained.started if explained else None
         log.info(
             "request_done",
             request_id=self._request_id,
             agent=self._agent,
-            prompt_tokens=started.prompt_tokens,
-            cached_memory=started.from_memory,
-            cached_disk=started.from_disk,
+            prompt_tokens=started.prompt_tokens if started else 0,
+            cached_memory=started.from_memory if started else 0,
+            cached_disk=started.from_disk if started else 0,
+            cause=str(explained.cause) if explained else None,
+            matched=started.compared.position if started else 0,
+            restore_ms=round(1000 * started.restore_s, 1) if started else None,
             completion_tokens=self._num_tokens,
             ttft_ms=self._ms_until(self._first_token),
             total_ms=self._ms_until(time.monotonic()),

@@ -16,6 +16,7 @@ from agent_memory.engine.engine import Engine, Phase
 from agent_memory.metrics import Metrics
 from agent_memory.server import app
 from agent_memory.server.connections import Connections
+from agent_memory.server.explain import Explanations
 from agent_memory.server.gate import Gate
 from agent_memory.server.shutdown import STAGES, Shutdown, Stage
 from agent_memory.store.block_store import BlockStore
@@ -66,6 +67,7 @@ class Lifespan:
         try:
             yield {
                 "engine": self._engine,
+                "explanations": Explanations(),
                 "metrics": self._metrics,
                 "connections": self.connections,
             }

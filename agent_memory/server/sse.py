@@ -6,7 +6,7 @@ so.  Event loop.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -57,16 +57,19 @@ class EventStream:
     """An ASGI app that sends a stream.
 
     Until the first event or comment an error is the caller's to answer, with its own status; after
-    that it ends the stream as `failure(error)` describes it, with DONE behind.
+    that it ends the stream as `failure(error)` describes it, with DONE behind.  `headers` is asked
+    when the answer starts.
     """
 
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
         failure: Callable[[RequestError], dict[str, Any]],
+        headers: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._events = events
         self._failure = failure
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -74,7 +77,7 @@ class EventStream:
             async with aclosing(with_keep_alives(self._events, KEEP_ALIVE_S)) as chunks:
                 async for chunk in chunks:
                     if not started:
-                        await send(_start())
+                        await send(_start(self._headers()))
                         started = True
                     await send(_body(chunk))
         except Exception as error:
@@ -122,8 +125,9 @@ async def _ended(task: "asyncio.Future[Any]") -> None:
     await asyncio.wait({task})
 
 
-def _start() -> Message:
-    return {"type": "http.response.start", "status": 200, "headers": HEADERS}
+def _start(more: Mapping[str, str]) -> Message:
+    own = [(name.lower().encode(), value.encode()) for name, value in more.items()]
+    return {"type": "http.response.start", "status": 200, "headers": [*HEADERS, *own]}
 
 
 def _body(data: bytes, *, more: bool = True) -> Message:

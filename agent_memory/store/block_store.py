@@ -23,12 +23,13 @@ from agent_memory.store.writer import DeleteBlock, OnWritten, RecordHead, WriteB
 
 
 class BlockStore:
-    """`agents` is for reading only; what they own changes through `record`."""
+    """`agents` and `gone` are for reading only; what agents own changes through `record`."""
 
     def __init__(
         self, state: StateDir, index: Index, catalog: Catalog, agents: Agents, metrics: Metrics
     ) -> None:
         self.agents = agents
+        self.gone = catalog.gone
         self._catalog = catalog
         self._writer = Writer(state, index, catalog, metrics)
         self._readers = Readers(state, catalog, self._writer, metrics)

@@ -21,6 +21,7 @@ from threading import Lock
 
 from agent_memory.block import Block, BlockHash
 from agent_memory.store.format import BlockFile
+from agent_memory.store.gone import Gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,10 @@ class Ticket:
 
 
 class Catalog:
+    """`gone`: blocks lost against everybody's wish.  Who loses one tells it why."""
+
     def __init__(self) -> None:
+        self.gone = Gone()
         self._lock = Lock()
         # All guarded by the lock.
         self._files: dict[BlockHash, BlockFile] = {}
@@ -141,6 +145,7 @@ class Catalog:
             assert self._disk_bytes == sum(file.file_bytes for file in self._files.values())
             assert max(self._pending.values(), default=0) <= self._clock
             assert self._pending_bytes >= 0
+        self.gone.check()
 
     def _add(self, file: BlockFile, used: int) -> None:
         block = file.block

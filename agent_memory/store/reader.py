@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock, Thread
 
-from agent_memory.block import Block
+from agent_memory.block import Block, Loss
 from agent_memory.kv_spec import KVSpec
 from agent_memory.metrics import Metrics
 from agent_memory.store.catalog import Catalog
@@ -103,7 +103,7 @@ class Readers:
         return True
 
     def _payload(self, block: Block, spec: KVSpec) -> Bytes | None:
-        name = block.hash.hex()
+        name, loss = block.hash.hex(), Loss.DAMAGED
         file = self._catalog.file(block.hash)
         if file is None:
             self._rejected.add("missing", block=name)
@@ -113,11 +113,13 @@ class Readers:
         except Rejected as error:
             self._rejected.add(error.reason, block=name)
         except FileNotFoundError:
+            loss = Loss.MISSING
             self._rejected.add("missing", block=name)
         except Exception as error:  # whatever reading does, it is a miss and not the thread's end
             self._rejected.add("io", block=name, error=trace(error))
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in _OUR_FAULT:
                 return None
+        self._catalog.gone.note(block, loss)
         # First the order to quarantine, then out of sight: a block that is put again after this
         # is written after the bad file has gone.
         self._writer.submit(Quarantine(file))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import structlog
 
-from agent_memory.block import HASH_BYTES, Block, BlockHash
+from agent_memory.block import HASH_BYTES, Block, BlockHash, Loss
 from agent_memory.errors import StateDirError
 from agent_memory.metrics import Metrics
 from agent_memory.store import index as rows
@@ -128,6 +128,7 @@ class _Scan:
                 self.catalog.load(file, used)
             else:
                 self._refuse(block_hash, "missing" if size is None else "size")
+                self.catalog.gone.note(file.block, Loss.MISSING if size is None else Loss.DAMAGED)
                 self.changes.append(rows.drop_block(block_hash))
         for block_hash in on_disk:
             self._adopt(block_hash)

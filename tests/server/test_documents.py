@@ -2,7 +2,10 @@
 
 import re
 
+from agent_memory.block import Loss
+from agent_memory.engine.explain import Cause
 from agent_memory.server import app, gate, identity, openai
+from agent_memory.server.explain import MEANING
 from agent_memory.server.shutdown import BUDGETS_S, HARD_DEADLINE_S
 from tests.source import ROOT
 
@@ -16,6 +19,13 @@ def test_every_route_is_described() -> None:
             route.path.replace("_id:path}", "}").replace("{model", "{id").replace("{agent", "{id")
             in API
         )
+
+
+def test_every_cause_of_a_miss_is_described() -> None:
+    about = API.split("/explain\n")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", about, re.MULTILINE)) >= set(Cause)
+    assert {loss for loss in Loss if f"`{loss}`" in about} == set(Loss)
+    assert set(MEANING) == set(Cause)
 
 
 def test_every_refused_field_is_listed_with_what_is_accepted() -> None:
