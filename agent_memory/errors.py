@@ -6,6 +6,7 @@
     │   │   ├── UnsupportedParameter
     │   │   └── ContextLengthExceeded
     │   ├── NotFound              404
+    │   ├── Conflict              409  what is there stands against it
     │   ├── Unavailable           503  not now: loading, draining, full; says when to come back
     │   └── EngineFailed          500  our fault; the engine goes on for the others
     ├── StartError            the process cannot start; carries its exit status
@@ -74,6 +75,12 @@ class NotFound(RequestError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class Conflict(RequestError):
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
 
 
 class Unavailable(RequestError):

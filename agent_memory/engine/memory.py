@@ -278,8 +278,9 @@ class Memory:
             self._persist(seq, block)
         self.pool.use(seq.chain)
         if seq.request.agent is not None:
+            turn = seq.num_prompt, seq.num_kept
             for old in self.store.record(
-                seq.request.agent, self.spec.fingerprint, tuple(seq.chain)
+                seq.request.agent, self.spec.fingerprint, tuple(seq.chain), turn
             ):
                 self.pool.drop(old.hash)
 
@@ -312,7 +313,8 @@ class Memory:
         def written(block_hash: BlockHash, _ok: bool) -> None:
             self._post(lambda: self._written(block_hash))
 
-        self.store.put(block, self.pool.hold(block.hash), self.spec, written)
+        payload = self.pool.hold(block.hash)
+        self.store.put(block, payload, self.spec, written, seq.request.agent)
 
     def _written(self, block_hash: BlockHash) -> None:
         if block_hash in self.pool:  # else the pool was cleared before the store was done
