@@ -7,11 +7,14 @@
     │   │   └── ContextLengthExceeded
     │   ├── NotFound              404
     │   ├── Conflict              409  what is there stands against it
+    │   ├── Refused               turned away before any route saw it; with its own status
     │   ├── Unavailable           503  not now: loading, draining, full; says when to come back
     │   └── EngineFailed          500  our fault; the engine goes on for the others
     ├── StartError            the process cannot start; carries its exit status
     │   ├── UsageError            64
+    │   ├── RequestRefused        1   the server said no to a command
     │   ├── PortInUse             69
+    │   ├── NoServer              69
     │   ├── StateDirError         73
     │   ├── StateDirLocked        75
     │   ├── ConfigError           78
@@ -83,8 +86,20 @@ class Conflict(RequestError):
     code = "conflict"
 
 
+class Refused(RequestError):
+    """Turned away at the gate.  `close`: the connection cannot be used again."""
+
+    type = "invalid_request_error"
+
+    def __init__(self, status: int, code: str, message: str, *, close: bool = False) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+        self.close = close
+
+
 class Unavailable(RequestError):
-    """`reason`: loading, draining, queue_full, failed.  `retry_after`: whole seconds."""
+    """`reason`: loading, draining, queue_full, failed, busy, not_written.  `retry_after`: whole
+    seconds."""
 
     status = 503
     type = "server_error"
@@ -112,6 +127,14 @@ class UsageError(StartError):
 
 
 class PortInUse(StartError):
+    exit_code = 69
+
+
+class RequestRefused(StartError):
+    exit_code = 1
+
+
+class NoServer(StartError):
     exit_code = 69
 
 

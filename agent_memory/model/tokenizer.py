@@ -48,6 +48,10 @@ class ChatTokenizer:
             ) from error
         return list(encoded.ids)
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Special tokens, too.  What is no whole character at either end is U+FFFD."""
+        return self._backend.decode(list(tokens), skip_special_tokens=False)
+
     def stream(self) -> "TextStream":
         return TextStream(self._backend)
 

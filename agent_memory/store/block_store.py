@@ -17,6 +17,7 @@ from agent_memory.store.catalog import Catalog
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import full_file_bytes
 from agent_memory.store.heads import Chain, Turn
+from agent_memory.store.held import HeldFile
 from agent_memory.store.index import Index
 from agent_memory.store.jobs import OnWritten, RemoveAgent, SaveAgent, WriteBlock
 from agent_memory.store.reader import Deliver, Readers
@@ -32,6 +33,7 @@ class BlockStore:
         self, state: StateDir, index: Index, catalog: Catalog, agents: Agents, metrics: Metrics
     ) -> None:
         self.agents = agents
+        self._state = state
         self._catalog = catalog
         self._verbs = Lock()  # the writer is told of what agents do in the order they do it
         self._writer = Writer(state, index, catalog, agents, metrics)
@@ -77,6 +79,14 @@ class BlockStore:
     def read(self, block: Block, spec: KVSpec, deliver: Deliver) -> None:
         """`deliver(block, payload | None)` comes once, on a reader thread."""
         self._readers.read(block, spec, deliver)
+
+    def hold(self, block: Block) -> HeldFile | None:
+        """Its file, whatever becomes of it here; None if there is none.  Disk: a worker thread."""
+        file = self._catalog.file(block.hash)
+        try:
+            return HeldFile(self._state, file) if file else None
+        except FileNotFoundError:
+            return None
 
     def put(
         self,
