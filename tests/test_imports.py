@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "model": {"leaf", "kvcache", "model"},
     "engine": {"leaf", "kvcache", "store", "model", "engine"},
     "server": {"leaf", "kvcache", "store", "model", "engine", "server"},
-    "ops": {"leaf", "store.state_dir", "ops"},
+    "ops": {"leaf", "store", "ops"},
     "cli": {"leaf", "store.state_dir", "ops", "cli"},
 }
 

@@ -12,9 +12,8 @@ from functools import partial
 from agent_memory.engine.agent_views import AgentView, AgentViews, HeadView
 from agent_memory.engine.mailbox import Mailbox
 from agent_memory.engine.step_loop import StepLoop
-from agent_memory.errors import Conflict, NotFound, Unavailable
+from agent_memory.errors import Conflict, Unavailable
 from agent_memory.kvcache.block_pool import BlockPool
-from agent_memory.store.agents import Agent, Head
 from agent_memory.store.block_store import BlockStore
 
 WARM_S = 60.0
@@ -40,19 +39,10 @@ class AgentVerbs:
 
     def one(self, agent_id: str) -> AgentView:
         """Raises NotFound, as every verb does."""
-        return self._views.one(self.known(agent_id))
-
-    def known(self, agent_id: str) -> Agent:
-        agent = self._store.agents.get(agent_id)
-        if agent is None:
-            raise NotFound(
-                f"Nothing is remembered of an agent '{agent_id}'.", code="agent_not_found"
-            )
-        return agent
+        return self._views.one(self._store.agents.known(agent_id))
 
     def fork(self, agent_id: str, new_id: str, head_id: str | None) -> AgentView:
         """A new agent with the same conversation; no payload is copied.  Raises Conflict."""
-        self._head(agent_id, head_id)
         return self._views.one(self._store.fork(agent_id, new_id, head_id))
 
     def rewind(
@@ -62,8 +52,8 @@ class AgentVerbs:
 
         Raises Conflict where the conversation is not that long.
         """
-        head = self._head(agent_id, head_id)
         if turn is not None:
+            head = self._store.agents.known(agent_id).head(head_id)
             if turn > len(head.turns):
                 raise Conflict(
                     f"The conversation has {len(head.turns)} turns that are known as such, so it "
@@ -76,12 +66,11 @@ class AgentVerbs:
         return self._views.one(self._store.rewind(agent_id, num_tokens, head_id))
 
     def pin(self, agent_id: str, *, pinned: bool) -> AgentView:
-        self.known(agent_id)
         return self._views.one(self._store.set_pinned(agent_id, pinned))
 
     async def warm(self, agent_id: str) -> AgentView:
         """Bring its newest head to RAM, as far as there is room."""
-        self.known(agent_id)
+        self._store.agents.known(agent_id)
         steps = self.working()
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()  # who gives up waiting must not end it for the engine
@@ -106,7 +95,7 @@ class AgentVerbs:
 
     def _remove(self, agent_id: str) -> None:
         """Engine thread: between two steps nobody commits."""
-        self.known(agent_id)
+        self._store.agents.known(agent_id)
         steps = self._steps()
         if steps and any(seq.request.agent == agent_id for seq in steps.scheduler):
             raise Conflict(
@@ -134,21 +123,6 @@ class AgentVerbs:
                 retry_after=10,
             )
         return steps
-
-    def _head(self, agent_id: str, head_id: str | None) -> Head:
-        """The newest, or the one that is named."""
-        heads = self.known(agent_id).heads
-        if head_id is None:
-            return heads[0]
-        found = next((head for head in heads if head.id == head_id), None)
-        if found is None:
-            ids = ", ".join(f"'{head.id}'" for head in heads)
-            raise NotFound(
-                f"'{agent_id}' has no head '{head_id}'. It has {ids}.",
-                param="head",
-                code="head_not_found",
-            )
-        return found
 
 
 def _texts(head: HeadView, decode: Callable[[list[int]], str]) -> list[tuple[str, str]]:

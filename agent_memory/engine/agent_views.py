@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from agent_memory.block import Block, BlockHash
 from agent_memory.kvcache.block_pool import BlockPool
-from agent_memory.store.agents import Agent, Head
+from agent_memory.store.agents import Agent
 from agent_memory.store.block_store import BlockStore
+from agent_memory.store.heads import Head
 
 
 @dataclass(frozen=True, slots=True)

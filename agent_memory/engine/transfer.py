@@ -24,10 +24,11 @@ from agent_memory.engine.step_loop import StepLoop
 from agent_memory.errors import Conflict, EngineFailed, Unavailable
 from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
-from agent_memory.store.agents import Agent, Head
+from agent_memory.store.agents import Agent
 from agent_memory.store.block_store import BlockStore
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import BlockFile, Rejected, decode, encode, identify
+from agent_memory.store.heads import Head
 from agent_memory.store.held import HeldFile
 
 FLUSH_S = 30.0
@@ -155,9 +156,9 @@ class Transfer:
         """Raises NotFound, and Conflict if the agent has nothing in mind under this model."""
         model = Model.of(self._verbs.working())
         for _ in range(_ATTEMPTS):
-            self._verbs.known(agent_id)
+            self._store.agents.known(agent_id)
             await asyncio.to_thread(self._store.flush, FLUSH_S)
-            export = _export(self._verbs.known(agent_id), model)
+            export = _export(self._store.agents.known(agent_id), model)
             try:
                 await asyncio.to_thread(export.hold, self._store, self._in_pool)
             except BaseException as error:
