@@ -17,6 +17,7 @@ from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.store.block_store import BlockStore
 
 WARM_S = 60.0
+FLUSH_S = 30.0
 
 Steps = Callable[[], StepLoop | None]
 """The loaded model at work, None before and after."""
@@ -90,6 +91,12 @@ class AgentVerbs:
         """Nothing that was its alone is left, in RAM or on disk.  Raises Conflict while it is
         being answered."""
         await asyncio.wrap_future(self._mailbox.call(partial(self._remove, agent_id)))
+        if not await asyncio.to_thread(self._store.flush, FLUSH_S):
+            raise Unavailable(
+                f"'{agent_id}' is forgotten, but its files are not deleted yet. They will be.",
+                reason="busy",
+                retry_after=5,
+            )
         for told in self.on_removed:
             told(agent_id)
 

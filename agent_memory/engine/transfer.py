@@ -7,7 +7,7 @@ threads, at most a few blocks of an agent are in memory at a time.
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -16,7 +16,7 @@ import numpy as np
 
 from agent_memory.block import Block, BlockHash
 from agent_memory.engine import archive
-from agent_memory.engine.agent_verbs import AgentVerbs
+from agent_memory.engine.agent_verbs import FLUSH_S, AgentVerbs
 from agent_memory.engine.agent_views import spans
 from agent_memory.engine.archive import ArchivedBlock, ArchivedHead, ArchiveReader, Manifest
 from agent_memory.engine.mailbox import Mailbox
@@ -31,7 +31,6 @@ from agent_memory.store.format import BlockFile, Rejected, decode, encode, ident
 from agent_memory.store.heads import Head
 from agent_memory.store.held import HeldFile
 
-FLUSH_S = 30.0
 MAX_ON_THEIR_WAY = 8
 """Blocks of an import that wait for the writer."""
 _ATTEMPTS = 3
@@ -207,14 +206,16 @@ class Transfer:
         files = {found.block.hash: found for found, _ in proven(file, model)}
         chains = [_chain(head, files, model) for head in manifest.heads]
         file.seek(0)
-        self._keep(file, model)
+        self._keep(agent_id, file, model, manifest.blocks)
         self._refuse_taken(agent_id)
         for head, chain in reversed(list(zip(manifest.heads, chains, strict=True))):
             self._store.adopt(agent_id, model.spec.fingerprint, chain, head.turns)
         self._store.flush(FLUSH_S)
         return agent_id
 
-    def _keep(self, file: BinaryIO, model: Model) -> None:
+    def _keep(
+        self, agent_id: str, file: BinaryIO, model: Model, blocks: Sequence[ArchivedBlock]
+    ) -> None:
         """Have every block written that is not there yet."""
         room, missing = threading.Semaphore(MAX_ON_THEIR_WAY), list[BlockHash]()
 
@@ -230,9 +231,9 @@ class Transfer:
             if self._store.find(found.block.hash) or self._store.pending(found.block.hash):
                 room.release()
             else:
-                self._store.put(found.block, payload, model.spec, written)
+                self._store.put(found.block, payload, model.spec, written, agent_id)
         self._store.flush(FLUSH_S)
-        if missing:
+        if missing or any(self._store.find(block.hash) is None for block in blocks):
             raise Unavailable(
                 "Not all blocks could be written; the log says why. The agent was not imported.",
                 reason="not_written",

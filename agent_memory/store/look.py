@@ -18,7 +18,7 @@ from agent_memory.store.catalog import Catalog
 from agent_memory.store.files import read_file
 from agent_memory.store.format import BlockFile, Rejected, identify
 from agent_memory.store.index import Index
-from agent_memory.store.recover import VERSION, block_files, load_heads
+from agent_memory.store.recover import VERSION, block_files, load_agents, read_rows
 from agent_memory.store.state_dir import StateDir
 
 
@@ -170,10 +170,10 @@ def _read(state: StateDir) -> tuple[Catalog, Agents]:
     try:
         index = Index.read_only(state.index)
         try:
-            catalog = Catalog()
-            for file, used in index.blocks():
+            found, catalog = read_rows(index), Catalog()
+            for file, used in found.blocks.values():
                 catalog.load(file, used)
-            return catalog, load_heads(catalog, list(index.heads()))
+            return catalog, load_agents(catalog, found)
         finally:
             index.close()
     except (sqlite3.Error, OSError, TypeError, ValueError) as error:

@@ -19,7 +19,7 @@ from agent_memory.store.files import move_into, sync_folder
 from agent_memory.store.format import BlockFile
 from agent_memory.store.index import Index
 from agent_memory.store.look import Amount, contents
-from agent_memory.store.recover import recover
+from agent_memory.store.recover import read_rows, recover
 from agent_memory.store.state_dir import StateDir
 
 CLOSE_S = 60.0
@@ -71,13 +71,13 @@ def collect(state: StateDir, *, dry_run: bool) -> Collected:
 def rebuild(state: StateDir) -> Amount:
     """Make the index anew from the files, every one of them read and proven; whose they are is
     taken over from the old index as far as that can be read."""
-    heads = _readable_heads(state)
+    owners = _readable_owners(state)
     for path in state.index_paths():
         if path.exists():
             move_into(state.quarantine, path)
-    if heads:
+    if owners:
         with closing(Index.open(state.index)) as index:
-            index.commit(heads)
+            index.commit(owners)
     index, catalog, _ = recover(state, Metrics())
     index.close()
     return _amount(catalog.files())
@@ -108,11 +108,12 @@ def wipe_agent(state: StateDir, agent_id: str) -> Amount:
         store.close(CLOSE_S)
 
 
-def _readable_heads(state: StateDir) -> list[rows.Statement]:
-    """The old index's heads as they are, none if it is damaged."""
+def _readable_owners(state: StateDir) -> list[rows.Statement]:
+    """The old index's agents and heads as they are, none if it is damaged."""
     try:
         with closing(Index.read_only(state.index)) as index:
-            return list(index.head_rows())
+            read_rows(index)  # what this refuses would be refused again
+            return list(index.copy_of_owners())
     except (sqlite3.Error, OSError, TypeError, ValueError):
         return []
 
