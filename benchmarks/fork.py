@@ -16,11 +16,10 @@ import httpx
 
 from agent_memory.ops.client import Client
 from agent_memory.ops.process import ServerProcess
-from benchmarks.texts import corpus
+from benchmarks.texts import texts
 
 NUM_FORKS = 100
-NUM_CHARACTERS = 9000
-"""Of the text the agent has read; the built-in model's tokens are some 4.5 characters long."""
+NUM_TOKENS = 2000
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
 
 
 def run(port: int) -> None:
-    question = {"role": "user", "content": corpus()[:NUM_CHARACTERS]}
+    question = {"role": "user", "content": next(texts(NUM_TOKENS))}
     with Client(port) as client:
         client.chat("parent", [question], 8)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:

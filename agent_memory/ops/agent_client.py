@@ -92,7 +92,7 @@ class AgentClient:
                     answer.read()
                     raise _refused(answer)
                 expected, so_far = int(answer.headers["content-length"]), 0
-                with target.open("xb", opener=_private) as file:
+                with open(target, "xb", opener=_private) as file:
                     for piece in answer.iter_bytes(PIECE_BYTES):
                         so_far += file.write(piece)
                         advance(so_far, expected)

@@ -53,6 +53,10 @@ class Catalog:
             self._clock = max(self._clock, used)
             self._add(file, used)
 
+    def files(self) -> list[BlockFile]:
+        with self._lock:
+            return list(self._files.values())
+
     def file(self, block_hash: BlockHash) -> BlockFile | None:
         with self._lock:
             return self._files.get(block_hash)

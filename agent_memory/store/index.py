@@ -21,6 +21,7 @@ from agent_memory.store.heads import Head, Turn
 Statement = tuple[str, tuple[bytes | str | int | float, ...]]
 
 _BUSY_S = 0.25  # nobody else writes here, unless a person looks with a tool of theirs
+_LOOK_BUSY_S = 5.0
 _TOKENS_BYTES = range(4, 4 * BLOCK_TOKENS + 1, 4)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS blocks (
@@ -70,6 +71,12 @@ class Index:
             raise
         return cls(db)
 
+    @classmethod
+    def read_only(cls, path: Path) -> "Index":
+        """To look at, also while another process writes.  Raises sqlite3.Error."""
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        return cls(sqlite3.connect(uri, uri=True, timeout=_LOOK_BUSY_S))
+
     def blocks(self) -> Iterator[tuple[BlockFile, int]]:
         """(file, when used) of every row whose hash is the hash of its tokens."""
         columns = "hash, parent, tokens, fingerprint, file_bytes, checksum, used"
@@ -105,6 +112,13 @@ class Index:
         """Blocks without a row whose files are to go, if they have not gone yet."""
         sql = "SELECT hash FROM doomed WHERE hash NOT IN (SELECT hash FROM blocks)"
         return {block_hash for (block_hash,) in self._db.execute(sql)}
+
+    def copy_of_owners(self) -> Iterator[Statement]:
+        """What makes its agents and heads anew in another index."""
+        for table in ("agents", "heads"):
+            for row in self._db.execute(f"SELECT * FROM {table}"):
+                places = ", ".join("?" * len(row))
+                yield f"INSERT OR REPLACE INTO {table} VALUES ({places})", row
 
     def commit(self, statements: Iterable[Statement]) -> None:
         """All of them, in order, on disk when this returns; or none.  Raises sqlite3.Error."""

@@ -37,8 +37,7 @@ def fill(server: Server) -> None:
     for agent, text in (("ann", LONG), ("ben", LONG + " And?"), (None, LONG[::-1])):
         server.ask(text, agent=agent, max_tokens=4)
     server.wait_until(lambda: server.metric("blocks_written_total") >= 7)
-    for agent in ("ann", "ben"):
-        server.wait_until(lambda name=agent: on_disk(server, name))
+    server.wait_until(lambda: on_disk(server, "ann") and on_disk(server, "ben"))
 
 
 def on_disk(server: Server, agent: str) -> bool:
