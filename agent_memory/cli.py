@@ -50,15 +50,23 @@ def parser() -> Parser:
 
 def add_serve(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=serve)
+    add_config(command)
+    for setting in config.SETTINGS:
+        add_setting(command, setting)
+
+
+def add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--config", type=Path, metavar="FILE", help=f"Settings file. Default: {config.CONFIG_FILE}."
     )
-    for setting in config.SETTINGS:
-        text = f"{setting.text} Allowed: {setting.allowed}. Default: {setting.default}."
-        how: dict[str, Any] = {"type": flag_value(setting), "metavar": "VALUE"}
-        if bool in setting.toml_types:
-            how = {"action": argparse.BooleanOptionalAction}
-        command.add_argument(setting.flag, default=argparse.SUPPRESS, help=text, **how)
+
+
+def add_setting(command: argparse.ArgumentParser, setting: config.Setting) -> None:
+    text = f"{setting.text} Allowed: {setting.allowed}. Default: {setting.default}."
+    how: dict[str, Any] = {"type": flag_value(setting), "metavar": "VALUE"}
+    if bool in setting.toml_types:
+        how = {"action": argparse.BooleanOptionalAction}
+    command.add_argument(setting.flag, default=argparse.SUPPRESS, help=text, **how)
 
 
 def flag_value(setting: config.Setting) -> Callable[[str], object]:
@@ -122,8 +130,9 @@ def add_store(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=store)
     verbs = command.add_subparsers(metavar="VERB", required=True, dest="verb")
     common = Parser(add_help=False)
-    common.add_argument("--state-dir", metavar="DIR", help="As for serve.")
-    common.add_argument("--config", type=Path, metavar="FILE", help="As for serve.")
+    add_config(common)
+    [state_dir] = [setting for setting in config.SETTINGS if setting.name == "state_dir"]
+    add_setting(common, state_dir)
     common.add_argument("--json", action="store_true", help="Print JSON instead.")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:

@@ -27,8 +27,7 @@ EXIT_FOUND_BAD = 1
 def main(args: argparse.Namespace) -> int:
     """Raises StartError."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    flags = {"state_dir": args.state_dir} if args.state_dir else {}
-    path = config.load(flags, os.environ, args.config).state_dir
+    path = config.load(vars(args), os.environ, args.config).state_dir
     if not path.is_dir():
         raise StateDirError(f"There is no store in {path}. Name the right one with --state-dir.")
     return Commands(path, Terminal(as_json=args.json)).run(args)

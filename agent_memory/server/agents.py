@@ -26,7 +26,7 @@ from agent_memory.server.identity import checked_name
 from agent_memory.server.sse import WhileConnected
 
 MAX_TOKENS = 1 << 31
-PATH = "/v1/agents/{agent_id}"
+PATH = "/v1/agents/{agent_id:path}"
 
 log = structlog.get_logger(__name__)
 
@@ -231,6 +231,6 @@ ROUTES = [
     _verb("pin", pin),
     _verb("unpin", unpin),
     _verb("warm", warm),
-    Route("/v1/agents/{agent_id:path}", agent),
-    Route("/v1/agents/{agent_id:path}", remove, methods=["DELETE"]),
+    Route(PATH, agent),
+    Route(PATH, remove, methods=["DELETE"]),
 ]
