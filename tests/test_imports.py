@@ -34,7 +34,13 @@ ONLY_IN = {
     "transformers": ("model/",),
     "starlette": ("server/",),
     "hypercorn": ("server/",),
-    "asyncio": ("server/", "engine/mailbox.py", "engine/engine.py"),
+    "asyncio": (
+        "server/",
+        "engine/agent_verbs.py",
+        "engine/engine.py",
+        "engine/mailbox.py",
+        "engine/transfer.py",
+    ),
     "importlib": ("cli.py", "ops/backend.py"),  # cli.py loads a command's code when it runs
 }
 
