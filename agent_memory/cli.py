@@ -42,6 +42,8 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"agent-memory {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     add_serve(commands.add_parser("serve", help="serve a model over HTTP"))
+    add_agents(commands.add_parser("agents", help="what people do with an agent's memory"))
+    add_store(commands.add_parser("store", help="look after what is on disk"))
     add_explain(commands.add_parser("explain", help="why a request was a miss"))
     add_demo(commands.add_parser("demo", help="show in a minute what is remembered"))
     return top
@@ -49,15 +51,23 @@ def parser() -> Parser:
 
 def add_serve(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=serve)
+    add_config(command)
+    for setting in config.SETTINGS:
+        add_setting(command, setting)
+
+
+def add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--config", type=Path, metavar="FILE", help=f"Settings file. Default: {config.CONFIG_FILE}."
     )
-    for setting in config.SETTINGS:
-        text = f"{setting.text} Allowed: {setting.allowed}. Default: {setting.default}."
-        how: dict[str, Any] = {"type": flag_value(setting), "metavar": "VALUE"}
-        if bool in setting.toml_types:
-            how = {"action": argparse.BooleanOptionalAction}
-        command.add_argument(setting.flag, default=argparse.SUPPRESS, help=text, **how)
+
+
+def add_setting(command: argparse.ArgumentParser, setting: config.Setting) -> None:
+    text = f"{setting.text} Allowed: {setting.allowed}. Default: {setting.default}."
+    how: dict[str, Any] = {"type": flag_value(setting), "metavar": "VALUE"}
+    if bool in setting.toml_types:
+        how = {"action": argparse.BooleanOptionalAction}
+    command.add_argument(setting.flag, default=argparse.SUPPRESS, help=text, **how)
 
 
 def flag_value(setting: config.Setting) -> Callable[[str], object]:
@@ -85,6 +95,77 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     command.add_argument("request_id", metavar="REQUEST_ID", help="X-Request-ID of its answer.")
     command.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
     command.add_argument("--json", action="store_true", help="Print JSON instead.")
+
+
+def add_agents(command: argparse.ArgumentParser) -> None:
+    """Asked of a running server."""
+    command.set_defaults(run=agents)
+    verbs = command.add_subparsers(metavar="VERB", required=True, dest="verb")
+    common = Parser(add_help=False)
+    common.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
+    common.add_argument("--json", action="store_true", help="Print JSON instead.")
+    head = Parser(add_help=False)
+    head.add_argument("--head", metavar="ID", help="Which conversation. Default: the newest.")
+
+    def add(name: str, text: str, *parents: Parser, agent: bool = True) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=text, description=text, parents=[common, *parents])
+        if agent:
+            verb.add_argument("agent", metavar="AGENT")
+        return verb
+
+    add("ls", "who is remembered", agent=False)
+    show = add("show", "an agent's conversations and their turns")
+    show.add_argument("--text", action="store_true", help="Also what was said.")
+    fork = add("fork", "a new agent with the same conversation in mind", head)
+    fork.add_argument("name", metavar="NEW_NAME")
+    rewind = add("rewind", "forget the end of a conversation", head)
+    to = rewind.add_mutually_exclusive_group(required=True)
+    to.add_argument("--tokens", type=int, metavar="N", help="How many tokens to keep.")
+    to.add_argument("--turn", type=int, metavar="N", help="The last turn to keep, from 1.")
+    add("pin", "keep it before all others")
+    add("unpin", "keep it like all others")
+    add("warm", "bring it to RAM ahead of use")
+    add("rm", "forget an agent")
+    export = add("export", "an agent into one file")
+    export.add_argument("-o", "--output", type=Path, metavar="FILE")
+    export.add_argument("--force", action="store_true", help="Replace the file if it is there.")
+    import_ = add("import", "an agent from such a file", agent=False)
+    import_.add_argument("file", type=Path, metavar="FILE")
+    import_.add_argument("--name", help="Another name than it had.")
+
+
+def add_store(command: argparse.ArgumentParser) -> None:
+    """Done here, to a directory."""
+    command.set_defaults(run=store)
+    verbs = command.add_subparsers(metavar="VERB", required=True, dest="verb")
+    common = Parser(add_help=False)
+    add_config(common)
+    [state_dir] = [setting for setting in config.SETTINGS if setting.name == "state_dir"]
+    add_setting(common, state_dir)
+    common.add_argument("--json", action="store_true", help="Print JSON instead.")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=text, description=text, parents=[common])
+
+    add("ls", "who is remembered, and how much it takes")
+    verify = add("verify", "read every file and check it")
+    verify.add_argument("--fix", action="store_true", help="Take bad ones out; no server running.")
+    gc = add("gc", "delete what no agent has in mind; no server running")
+    gc.add_argument("--dry-run", action="store_true", help="Only say what would go.")
+    add("rebuild", "make the index anew from the files; no server running")
+    wipe = add("wipe", "delete everything that is remembered; no server running")
+    wipe.add_argument("--agent", metavar="NAME", help="Only what is this agent's alone.")
+    wipe.add_argument("--yes", action="store_true", help="Yes, delete it.")
+
+
+def agents(args: argparse.Namespace) -> int:
+    code: int = importlib.import_module("agent_memory.ops.agent_commands").main(args)
+    return code
+
+
+def store(args: argparse.Namespace) -> int:
+    code: int = importlib.import_module("agent_memory.ops.store_commands").main(args)
+    return code
 
 
 def serve(args: argparse.Namespace) -> int:

@@ -6,6 +6,8 @@
     │   │   ├── UnsupportedParameter
     │   │   └── ContextLengthExceeded
     │   ├── NotFound              404
+    │   ├── Conflict              409  what is there stands against it
+    │   ├── Refused               turned away before any route saw it; with its own status
     │   ├── Unavailable           503  not now: loading, draining, full; says when to come back
     │   └── EngineFailed          500  our fault; the engine goes on for the others
     ├── StartError            the process cannot start; carries its exit status
@@ -78,8 +80,26 @@ class NotFound(RequestError):
     code = "not_found"
 
 
+class Conflict(RequestError):
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class Refused(RequestError):
+    """Turned away at the gate.  `close`: the connection cannot be used again."""
+
+    type = "invalid_request_error"
+
+    def __init__(self, status: int, code: str, message: str, *, close: bool = False) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+        self.close = close
+
+
 class Unavailable(RequestError):
-    """`reason`: loading, draining, queue_full, failed.  `retry_after`: whole seconds."""
+    """`reason`: loading, draining, queue_full, failed, busy, not_written.  `retry_after`: whole
+    seconds."""
 
     status = 503
     type = "server_error"

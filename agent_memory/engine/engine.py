@@ -22,10 +22,12 @@ import mlx.core as mx
 import structlog
 
 from agent_memory.config import Config
+from agent_memory.engine.agent_verbs import AgentVerbs
 from agent_memory.engine.mailbox import Mailbox, Stream
 from agent_memory.engine.memory import Memory
 from agent_memory.engine.scheduler import Scheduler
 from agent_memory.engine.step_loop import StepLoop
+from agent_memory.engine.transfer import Transfer
 from agent_memory.errors import AgentMemoryError, BadRequest, ContextLengthExceeded, Unavailable
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.metrics import Metrics
@@ -64,19 +66,6 @@ class ModelInfo:
     kv: dict[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class AgentView:
-    """An agent's newest head by tier, and all it owns in bytes on disk."""
-
-    id: str
-    num_tokens: int
-    nbytes: int
-    tokens_in_memory: int
-    tokens_on_disk: int
-    last_used: float
-    heads: list[dict[str, object]]
-
-
 class LoadCancelled(AgentMemoryError):
     pass
 
@@ -100,6 +89,8 @@ class Engine:
         self._settled = asyncio.Event()  # loading has ended, well or not
         self._idle = asyncio.Event()  # the last active request has ended
         self._leaving = False
+        self.agents = AgentVerbs(store, self._pool, self._mailbox, lambda: self._steps)
+        self.transfer = Transfer(store, self._pool, self._mailbox, self.agents)
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────
 
@@ -281,36 +272,6 @@ class Engine:
             )
         if len(request.prompt) >= self.model.context_length:
             raise ContextLengthExceeded(len(request.prompt), self.model.context_length)
-
-    # ── agents: memory only, any thread ──────────────────────────────────────────────────────
-
-    def agents(self) -> list[AgentView]:
-        """Most recently used first."""
-        views = [self.agent(agent.id) for agent in self._store.agents.all()]
-        return sorted((v for v in views if v), key=lambda v: -v.last_used)
-
-    def agent(self, agent_id: str) -> AgentView | None:
-        agent = self._store.agents.get(agent_id)
-        if agent is None:
-            return None
-        newest = agent.heads[0]
-        owned = {block.hash for head in agent.heads for block in head.chain}
-        return AgentView(
-            id=agent.id,
-            num_tokens=newest.num_tokens,
-            nbytes=self._store.bytes_of(owned),
-            tokens_in_memory=sum(b.num_tokens for b in newest.chain if b.hash in self._pool),
-            tokens_on_disk=sum(b.num_tokens for b in newest.chain if self._store.find(b.hash)),
-            last_used=agent.last_used,
-            heads=[
-                {
-                    "tokens": head.num_tokens,
-                    "blocks": len(head.chain),
-                    "fingerprint": head.fingerprint.hex()[:16],
-                }
-                for head in agent.heads
-            ],
-        )
 
     # ── the six stages, each called once, in this order ──────────────────────────────────────
 

@@ -11,6 +11,7 @@ Knows nothing of steps or HTTP.  Engine thread only; the store's threads answer 
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakValueDictionary
@@ -139,11 +140,19 @@ class Memory:
 
     def expect(self, agent_id: str) -> None:
         """A request of this agent will come in a moment: most likely it goes on from its head."""
+        self._reads.ahead(self._newest_chain(agent_id), AHEAD_BYTES)
+
+    def warm(self, agent_id: str, done: Callable[[], object]) -> None:
+        """Somebody wants this agent's newest head in RAM, all that the pool has room for."""
+        self.pool.use(chain := self._newest_chain(agent_id))
+        self._reads.bring(chain, done)
+
+    def _newest_chain(self, agent_id: str) -> tuple[Block, ...]:
+        """Of this model."""
         agent = self.store.agents.get(agent_id)
         heads = agent.heads if agent else ()
-        own = (head for head in heads if head.fingerprint == self.spec.fingerprint)
-        if newest := next(own, None):
-            self._reads.ahead(newest.chain, AHEAD_BYTES)
+        own = (head.chain for head in heads if head.fingerprint == self.spec.fingerprint)
+        return next(own, ())
 
     # ── restore ──────────────────────────────────────────────────────────────────────────────
 
@@ -306,15 +315,26 @@ class Memory:
         self.metrics.commits_skipped.inc(-(-left_out // BLOCK_TOKENS))
         if not seq.chain:
             return
+        self._bring_back(seq)
         for block in seq.chain:
             self._persist(seq, block)
         self.pool.use(seq.chain)
         if seq.request.agent is not None:
             self.witness.saw(seq.request.agent, seq.chain)
+            turn = seq.num_prompt, seq.num_kept
             for old in self.store.record(
-                seq.request.agent, self.spec.fingerprint, tuple(seq.chain)
+                seq.request.agent, self.spec.fingerprint, tuple(seq.chain), turn
             ):
                 self.pool.drop(old.hash)
+
+    def _bring_back(self, seq: Sequence) -> None:
+        """Blocks that have gone since they were restored or committed, with another agent that
+        had them or because their file was damaged: the sequence still has them in mind."""
+        assert seq.kv is not None
+        for i, block in enumerate(seq.chain):
+            if self._find(block) is None and not self.store.pending(block.hash):
+                start = i * BLOCK_TOKENS
+                self.pool.put(block, seq.kv.copy_out(start, start + block.num_tokens))
 
     def _commit(self, seq: Sequence, end: int) -> bool:
         """Copy the tokens since the last commit out as one block; False: the pool is full."""
@@ -346,7 +366,8 @@ class Memory:
         def written(block_hash: BlockHash, _ok: bool) -> None:
             self._post(lambda: self._written(block_hash))
 
-        self.store.put(block, self.pool.hold(block.hash), self.spec, written)
+        payload = self.pool.hold(block.hash)
+        self.store.put(block, payload, self.spec, written, seq.request.agent)
 
     def _written(self, block_hash: BlockHash) -> None:
         if block_hash in self.pool:  # else the pool was cleared before the store was done

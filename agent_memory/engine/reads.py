@@ -5,6 +5,7 @@ sequences.  Engine thread; the store's threads answer through `post`.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
@@ -44,6 +45,30 @@ class Reads:
                 return
             self._begin(block, [])
 
+    def bring(self, chain: Iterable[Block], done: Callable[[], object]) -> None:
+        """Bring the beginning of a chain to the pool, as far as it has room; then call `done`."""
+        room, missing = self._pool.budget_bytes, list[Block]()
+        for block in chain:
+            room -= self._spec.payload_bytes(block.num_tokens)
+            if block.hash not in self._pool:
+                if room < 0 or self._store.find(block.hash) is None:
+                    break
+                missing.append(block)
+        left = len(missing)
+
+        def landed(block: Block, _payload: np.ndarray | None, held: bool) -> None:
+            nonlocal left
+            if held:
+                self._pool.release(block.hash)
+            left -= 1
+            if left == 0:
+                done()
+
+        for block in missing:
+            self.want(block, partial(landed, block))
+        if not missing:
+            done()
+
     def from_disk(self, block_hash: BlockHash) -> bool:
         """Whether a use now is the first since the block was on disk only.  Asking is a use."""
         ahead = block_hash in self._ahead
@@ -59,9 +84,11 @@ class Reads:
         self._store.read(block, self._spec, deliver)
 
     def _landed(self, block: Block, payload: np.ndarray | None) -> None:
-        """A block that the full pool has no room for is used by those who wait and not kept."""
+        """A block that the full pool has no room for is used by those who wait and not kept; nor
+        is one that was deleted while it was read."""
         waiting = self._waiting.pop(block.hash, [])
-        held = payload is not None and self._pool.put(block, payload)
+        wanted = payload is not None and self._store.find(block.hash) is not None
+        held = payload is not None and wanted and self._pool.put(block, payload)
         if held and not waiting:
             self._ahead.add(block.hash)
         for landed in waiting:

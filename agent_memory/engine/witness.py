@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, Loss, common_tokens
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.request import Compared, Finding
-from agent_memory.store.agents import Head
 from agent_memory.store.block_store import BlockStore
+from agent_memory.store.heads import Head
 
 SHOWN_TOKENS = 4096
 """Of the other chain are handed on, from where it parts."""

@@ -6,6 +6,7 @@ sequences.  Engine thread only; `num_bytes` and `find` may be read from any thre
     held      ref_count > 0: being copied into a run, or waiting to be written.  Never evicted.
     idle      ref_count = 0: evicted when room is needed, least recently used first, and never
               before its children: a chain without its beginning is of no use to anyone.
+    doomed    dropped while it was held: no longer found, gone with its last hold unless put again.
 
 Invariants: num_bytes is the sum of the payloads and at most the budget; `children` mirrors the
 blocks' parents exactly.
@@ -25,6 +26,7 @@ class Slot:
     block: Block
     payload: np.ndarray
     ref_count: int = 0
+    doomed: bool = False
 
 
 class BlockPool:
@@ -42,14 +44,16 @@ class BlockPool:
 
     def find(self, block_hash: BlockHash) -> Block | None:
         slot = self._slots.get(block_hash)
-        return slot.block if slot else None
+        return slot.block if slot and not slot.doomed else None
 
     def children(self, parent: BlockHash) -> list[Block]:
-        return [self._slots[h].block for h in self._children.get(parent, ())]
+        slots = (self._slots[block_hash] for block_hash in self._children.get(parent, ()))
+        return [slot.block for slot in slots if not slot.doomed]
 
     def put(self, block: Block, payload: np.ndarray) -> bool:
         """False when idle blocks cannot make enough room; then nothing was evicted in vain."""
-        if block.hash in self._slots:
+        if slot := self._slots.get(block.hash):
+            slot.doomed = False
             return True
         if not self.make_room(payload.nbytes):
             return False
@@ -80,11 +84,15 @@ class BlockPool:
         slot = self._slots[block_hash]
         assert slot.ref_count > 0
         slot.ref_count -= 1
+        if slot.doomed and slot.ref_count == 0:
+            self._remove(slot)
 
     def drop(self, block_hash: BlockHash) -> None:
-        """Forget an idle block at once; one that is absent or held stays as it is."""
+        """Forget a block: at once if it is idle, else as soon as nobody holds it."""
         slot = self._slots.get(block_hash)
-        if slot and slot.ref_count == 0:
+        if slot and slot.ref_count:
+            slot.doomed = True
+        elif slot:
             self._remove(slot)
 
     def clear(self) -> int:
@@ -128,6 +136,6 @@ class BlockPool:
         assert self.num_bytes == sum(s.payload.nbytes for s in self._slots.values())
         assert self.num_bytes <= self.budget_bytes
         for block_hash, slot in self._slots.items():
-            assert slot.block.hash == block_hash and slot.ref_count >= 0
+            assert slot.block.hash == block_hash and slot.ref_count >= slot.doomed
             assert block_hash in self._children[slot.block.parent]
         assert sum(map(len, self._children.values())) == len(self._slots)

@@ -9,11 +9,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Lifespan
 
-from agent_memory.errors import RequestError
-from agent_memory.server.agents import agent, agents
+from agent_memory.errors import Refused, RequestError
+from agent_memory.server import agents
 from agent_memory.server.chat import chat_completions
 from agent_memory.server.explain import explain
-from agent_memory.server.gate import Refused, error_response
+from agent_memory.server.gate import error_response
 from agent_memory.server.health import healthz, metrics, model, models, readyz
 from agent_memory.server.sse import told
 
@@ -21,8 +21,7 @@ ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/models", models),
     Route("/v1/models/{model_id:path}", model),
-    Route("/v1/agents", agents),
-    Route("/v1/agents/{agent_id:path}", agent),
+    *agents.ROUTES,
     Route("/v1/requests/{request_id}/explain", explain),
     Route("/healthz", healthz),
     Route("/readyz", readyz),

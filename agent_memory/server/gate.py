@@ -2,6 +2,8 @@
 
     body read to its end ─► protocol and headers ─► draining? ─► routes
 
+(Of a body that goes to disk, upload.py, only once the rest is in order.)
+
 The body comes first, whole and bounded: Hypercorn's task for a request that is answered while more
 than ten pieces of its body wait unread never ends.  What must be answered all the same is answered
 while the rest is read away.  Event loop.
@@ -11,6 +13,7 @@ import asyncio
 import ipaddress
 import re
 from collections.abc import Callable
+from pathlib import Path
 from uuid import uuid4
 
 import structlog
@@ -18,7 +21,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agent_memory.errors import RequestError, Unavailable
+from agent_memory.errors import Refused, RequestError, Unavailable
+from agent_memory.server import upload
 from agent_memory.server.openai import error_body
 from agent_memory.server.sse import disconnected
 
@@ -26,6 +30,7 @@ MAX_BODY_BYTES = 8 << 20
 MAX_IGNORED_BYTES = 32 << 20
 BODY_S = 30.0
 RETRY_AFTER_S = 5
+CHANGING = ("POST", "DELETE")
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _ORIGIN = re.compile(r"https?://(.+)")
@@ -34,22 +39,13 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 log = structlog.get_logger(__name__)
 
 
-class Refused(RequestError):
-    """Turned away at the gate.  `close`: the connection cannot be used again."""
-
-    type = "invalid_request_error"
-
-    def __init__(self, status: int, code: str, message: str, *, close: bool = False) -> None:
-        super().__init__(message, code=code)
-        self.status = status
-        self.close = close
-
-
 class Gate:
-    """`host`: the bound one.  `num_inside`: requests that passed and are not yet answered."""
+    """`host`: the bound one.  `folder`: for large bodies.  `num_inside`: requests that passed and
+    are not yet answered."""
 
-    def __init__(self, app: ASGIApp, host: str, draining: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, host: str, folder: Path, draining: Callable[[], bool]) -> None:
         self._app = app
+        self._folder = folder
         self._host = host.lower()
         self._draining = draining
         self.num_inside = 0
@@ -68,6 +64,9 @@ class Gate:
         scope["state"]["request_id"] = request_id = _request_id(Headers(scope=scope))
         send = self._stamped(send, request_id)
         try:
+            if upload.is_upload(scope):
+                await self._upload(scope, receive, send)
+                return
             body = await read_body(receive)
             if body is None:
                 return
@@ -75,9 +74,25 @@ class Gate:
         except RequestError as error:
             await _refuse(error, scope, receive, send)
             return
+        await self._pass(scope, _replay(body, receive), send)
+
+    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises RequestError, with everything read that the client will send."""
+        try:
+            self._check(scope)
+        except RequestError as error:
+            await _read_away(receive, error)
+            raise
+        file = await upload.spool(receive, self._folder)
+        if file is not None:
+            with file:
+                scope["state"]["upload"] = file
+                await self._pass(scope, _replay(b"", receive), send)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._enter()
         try:
-            await self._app(scope, _replay(body, receive), send)
+            await self._app(scope, receive, send)
         finally:
             self._leave()
 
@@ -98,7 +113,8 @@ class Gate:
         check_host(headers.getlist("host"), self._host)
         check_origin(headers)
         if scope["method"] == "POST":
-            check_json(headers)
+            (upload.check_type if upload.is_upload(scope) else check_json)(headers)
+        if scope["method"] in CHANGING:
             if self._draining():
                 raise Unavailable(
                     "The server is shutting down. Try again in a moment.",
@@ -151,6 +167,15 @@ async def read_body(receive: Receive) -> bytes | None:
             close=more,
         )
     return b"".join(pieces)
+
+
+async def _read_away(receive: Receive, error: RequestError) -> None:
+    """Raises Refused instead of the error if there is no end to it."""
+    try:
+        await read_body(receive)
+    except Refused as endless:
+        if endless.close:
+            raise endless from error
 
 
 def check_host(values: list[str], bound: str) -> None:

@@ -30,7 +30,12 @@ class Lifespan:
     """`hurry`: set, running requests get no more time.  `leaving`: set when Starlette leaves."""
 
     def __init__(
-        self, config: Config, store: BlockStore, metrics: Metrics, hurry: asyncio.Event
+        self,
+        config: Config,
+        state_dir: StateDir,
+        store: BlockStore,
+        metrics: Metrics,
+        hurry: asyncio.Event,
     ) -> None:
         self.connections = Connections()
         self._hurry = hurry
@@ -38,6 +43,8 @@ class Lifespan:
         self._store = store
         self._metrics = metrics
         self._engine = Engine(config, store, metrics)
+        self._explanations = Explanations()
+        self._engine.agents.on_removed.append(self._explanations.forget_agent)
         self._drain_timeout_s = config.drain_timeout
         self._shutdown = Shutdown(
             config.drain_timeout,
@@ -50,14 +57,15 @@ class Lifespan:
                 Stage.RELEASE_MEMORY: self._engine.release,
             },
         )
-        self.gate = Gate(app.build(self._entered), config.host, self._is_draining)
+        routes = app.build(self._entered)
+        self.gate = Gate(routes, config.host, state_dir.tmp, self._is_draining)
 
     @classmethod
     async def open(cls, config: Config, state_dir: StateDir, hurry: asyncio.Event) -> "Lifespan":
         """Open the store and begin to load the model.  Raises StartError."""
         metrics = Metrics()
         store = await asyncio.to_thread(BlockStore.open, state_dir, metrics)
-        lifespan = cls(config, store, metrics, hurry)
+        lifespan = cls(config, state_dir, store, metrics, hurry)
         lifespan._engine.start(asyncio.get_running_loop())
         return lifespan
 
@@ -67,7 +75,7 @@ class Lifespan:
         try:
             yield {
                 "engine": self._engine,
-                "explanations": Explanations(),
+                "explanations": self._explanations,
                 "metrics": self._metrics,
                 "connections": self.connections,
             }

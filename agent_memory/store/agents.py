@@ -1,73 +1,66 @@
-"""Who owns what: agents and the heads of their chains.
+"""Who owns what: agents and their heads.
 
-Knows which chain continues which.  Knows nothing of files or of what is present.  Memory only;
-any thread, one lock.
+Knows which chain continues which, and of every block whose heads hold it: those own it, and with
+none it is anonymous.  Knows nothing of files or of what is present.  Memory only; any thread, one
+lock.
 
-A head is a chain that is no prefix of another head of the same agent and fingerprint.  Prefixes are
-exact to the token: `a` is a prefix of `b` if `b` has, where `a` ends, a block with the same parent
-whose tokens begin with those of `a`'s last block.  The parent's hash stands for all before it.
+No head of an agent begins a newer one of the same fingerprint.
 
-    recorded chain        heads before             heads after, newest first
+    recorded              heads before             heads after, newest first
     A B c                 -                        A B c
-    A B cd                A B c                    A B cd                     c is superseded
+    A B cd                A B c                    A B cd                     c may be let go
     A B C D               A B, A x                 A B C D, A x
     A                     A B, A x                 A B, A x                   A B is used again
+    rewound to A          A B, A x                 A, A x                     B may be let go
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from threading import Lock
 
-from agent_memory.block import Block, BlockHash
+from agent_memory.block import BlockHash
+from agent_memory.errors import Conflict, NotFound
+from agent_memory.store.heads import Chain, Head, Turn, num_tokens, turns_within
 
 MAX_HEADS = 8
 """Per agent and fingerprint; the oldest goes."""
 
-Chain = tuple[Block, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """`ordinal` is logical: the newest head of all has the highest.  `last_used`: wall seconds, to
-    show to people only."""
-
-    ordinal: int
-    fingerprint: BlockHash
-    chain: Chain
-    last_used: float
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(block.num_tokens for block in self.chain)
-
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """A snapshot.  `heads` has the newest first and is never empty."""
+    """A snapshot.  `heads` has the newest first and is never empty.  `bytes_written`: of block
+    files that were first written in its name."""
 
     id: str
     heads: tuple[Head, ...]
+    pinned: bool = False
+    bytes_written: int = 0
 
     @property
     def last_used(self) -> float:
         return self.heads[0].last_used
 
+    def head(self, head_id: str | None) -> Head:
+        """The newest, or the one that is named.  Raises NotFound."""
+        if head_id is None:
+            return self.heads[0]
+        found = next((head for head in self.heads if head.id == head_id), None)
+        if found is None:
+            ids = ", ".join(f"'{head.id}'" for head in self.heads)
+            raise NotFound(
+                f"'{self.id}' has no head '{head_id}'. It has {ids}.",
+                param="head",
+                code="head_not_found",
+            )
+        return found
+
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """What one record changed.  `gone`: ordinals that the new head replaces or pushes out.
-    `superseded`: partial blocks that no head ends with any more."""
+class Changed:
+    """An agent as it is now.  `loose`: chains whose blocks nobody may own any more."""
 
-    head: Head
-    gone: tuple[int, ...]
-    superseded: Chain
-
-
-def is_prefix(short: Sequence[Block], long: Sequence[Block]) -> bool:
-    if len(short) > len(long):
-        return False
-    last, there = short[-1], long[len(short) - 1]
-    return there.parent == last.parent and there.tokens.startswith(last.tokens)
+    agent: Agent
+    loose: tuple[Chain, ...] = ()
 
 
 class Agents:
@@ -75,61 +68,232 @@ class Agents:
         self._lock = Lock()
         # Guarded by the lock.
         self._agents: dict[str, Agent] = {}
+        self._owners: dict[BlockHash, set[int]] = {}  # ordinals of heads
+        self._of: dict[int, str] = {}  # whose head that is
+        self._early: dict[str, int] = {}  # written for names that own nothing yet
         self._last_ordinal = 0
+
+    # ── asked ────────────────────────────────────────────────────────────────────────────────
 
     def get(self, agent_id: str) -> Agent | None:
         with self._lock:
             return self._agents.get(agent_id)
+
+    def known(self, agent_id: str) -> Agent:
+        """Raises NotFound."""
+        with self._lock:
+            return self._known(agent_id)
 
     def all(self) -> list[Agent]:
         """The most recently used first."""
         with self._lock:
             return sorted(self._agents.values(), key=lambda a: a.heads[0].ordinal, reverse=True)
 
-    def record(
-        self, agent_id: str, fingerprint: BlockHash, chain: Chain, last_used: float
-    ) -> Recorded:
-        """The agent's newest head is `chain`, or the head that already goes further."""
-        assert chain and chain[0].parent == fingerprint
+    def owns(self, block_hash: BlockHash) -> bool:
+        """Whether anybody does."""
         with self._lock:
-            agent = self._agents.get(agent_id)
-            heads = agent.heads if agent else ()
-            own = [head for head in heads if head.fingerprint == fingerprint]
-            whole = next((head.chain for head in own if is_prefix(chain, head.chain)), chain)
-            replaced = [head for head in own if is_prefix(head.chain, whole)]
-            pushed_out = [head for head in own if head not in replaced][MAX_HEADS - 1 :]
-            gone = {head.ordinal for head in (*replaced, *pushed_out)}
+            return block_hash in self._owners
 
+    # ── changed ──────────────────────────────────────────────────────────────────────────────
+
+    def load(self, agent_id: str, head: Head) -> None:
+        """A head found at start; they come oldest first."""
+        with self._lock:
+            if not self._last_ordinal < head.ordinal < 1 << 62:
+                head = replace(head, ordinal=self._last_ordinal + 1)
+            own = self._agents.get(agent_id)
+            if head.first > head.ordinal or (own and head.id in {other.id for other in own.heads}):
+                head = replace(head, first=head.ordinal)
+            self._last_ordinal = head.ordinal
+            self._enter(agent_id, head)
+
+    def load_facts(self, agent_id: str, *, pinned: bool, bytes_written: int) -> None:
+        """What else was found of it; nothing if it has no heads any more."""
+        with self._lock:
+            if agent := self._agents.get(agent_id):
+                self._agents[agent_id] = replace(agent, pinned=pinned, bytes_written=bytes_written)
+
+    def record(
+        self,
+        agent_id: str,
+        fingerprint: BlockHash,
+        chain: Chain,
+        last_used: float,
+        turn: Turn | None = None,
+    ) -> Changed:
+        """The agent's newest head is `chain`, or the head that already goes further.
+
+        Its turns are those that lie in what it shares with a head, and then `turn`.
+        """
+        with self._lock:
+            own = self._heads(agent_id, fingerprint)
+            head = self._new(fingerprint, chain, num_tokens(chain), last_used)
+            if whole := next((other for other in own if head.begins(other)), None):
+                head = replace(whole, ordinal=head.ordinal, last_used=last_used)
+            else:
+                turns = _turns_continued(head, own) + ((turn,) if turn else ())
+                head = replace(head, turns=turns_within(turns, head.num_tokens))
+            return self._enter(agent_id, head, chain)
+
+    def adopt(
+        self,
+        agent_id: str,
+        fingerprint: BlockHash,
+        chain: Chain,
+        last_used: float,
+        turns: Iterable[Turn],
+        used_tokens: int | None = None,
+    ) -> Changed:
+        """A head made elsewhere.  `used_tokens`: how many of the chain's are used, None for all."""
+        with self._lock:
+            head = self._new(fingerprint, chain, num_tokens(chain), last_used)
+            head = replace(head, turns=turns_within(turns, head.num_tokens))
+            return self._enter(agent_id, head.cut(used_tokens or head.num_tokens), chain)
+
+    def fork(self, agent_id: str, new_id: str, head_id: str | None, last_used: float) -> Changed:
+        """A new agent with one head of another.  Raises NotFound or Conflict."""
+        with self._lock:
+            head = self._known(agent_id).head(head_id)
+            if new_id in self._agents:
+                raise Conflict(
+                    f"There is an agent '{new_id}' already. Choose another name, or remove that "
+                    "one first.",
+                    param="name",
+                    code="agent_exists",
+                )
+            new = self._new(head.fingerprint, head.chain, head.num_tokens, last_used)
+            return self._enter(new_id, replace(new, turns=head.turns))
+
+    def rewind(
+        self, agent_id: str, used_tokens: int, head_id: str | None, last_used: float
+    ) -> Changed:
+        """The head's first tokens are now the newest head.  Raises NotFound or Conflict."""
+        with self._lock:
+            head = self._known(agent_id).head(head_id)
+            if not 0 < used_tokens <= head.num_tokens:
+                raise Conflict(
+                    f"The conversation has {head.num_tokens} tokens, so it cannot be rewound to "
+                    f"{used_tokens}. Name a number from 1 to {head.num_tokens}.",
+                    param="tokens",
+                    code="beyond_the_end",
+                )
             self._last_ordinal += 1
-            new = Head(self._last_ordinal, fingerprint, whole, last_used)
-            kept = (head for head in heads if head.ordinal not in gone)
-            self._agents[agent_id] = Agent(agent_id, (new, *kept))
-            return Recorded(new, tuple(gone), self._superseded(replaced))
+            new = replace(head.cut(used_tokens), ordinal=self._last_ordinal, last_used=last_used)
+            self._leave(agent_id, [head])
+            changed = self._enter(agent_id, new)
+            return replace(changed, loose=(head.chain, *changed.loose))
+
+    def set_pinned(self, agent_id: str, pinned: bool) -> Changed:
+        """Raises NotFound."""
+        with self._lock:
+            self._agents[agent_id] = agent = replace(self._known(agent_id), pinned=pinned)
+            return Changed(agent)
+
+    def remove(self, agent_id: str) -> Changed:
+        """The agent as it was.  Raises NotFound."""
+        with self._lock:
+            agent = self._known(agent_id)
+            self._leave(agent_id, agent.heads)
+            del self._agents[agent_id]
+            return Changed(agent, tuple(head.chain for head in agent.heads))
+
+    def credit(self, agent_id: str, num_bytes: int) -> None:
+        """So much was written in its name, maybe before it owns anything."""
+        with self._lock:
+            if agent := self._agents.get(agent_id):
+                written = agent.bytes_written + num_bytes
+                self._agents[agent_id] = replace(agent, bytes_written=written)
+            else:
+                self._early[agent_id] = self._early.get(agent_id, 0) + num_bytes
+
+    # ── under the lock ───────────────────────────────────────────────────────────────────────
+
+    def _known(self, agent_id: str) -> Agent:
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            raise NotFound(
+                f"Nothing is remembered of an agent '{agent_id}'.", code="agent_not_found"
+            )
+        return agent
+
+    def _heads(self, agent_id: str, fingerprint: BlockHash) -> list[Head]:
+        """Newest first."""
+        agent = self._agents.get(agent_id)
+        heads = agent.heads if agent else ()
+        return [head for head in heads if head.fingerprint == fingerprint]
+
+    def _new(self, fingerprint: BlockHash, chain: Chain, tokens: int, last_used: float) -> Head:
+        assert chain and chain[0].parent == fingerprint
+        self._last_ordinal += 1
+        ordinal = self._last_ordinal
+        return Head(ordinal, ordinal, fingerprint, chain, tokens, (), last_used)
+
+    def _enter(self, agent_id: str, head: Head, offered: Chain = ()) -> Changed:
+        """`head` is the agent's newest.  Those that begin it go, and the oldest that is too many.
+
+        Of those that begin it the newest is the one that it continues.
+        """
+        own = self._heads(agent_id, head.fingerprint)
+        replaced = [other for other in own if other.begins(head)]
+        kept = [other for other in own if other not in replaced]
+        goes = replaced + kept[MAX_HEADS - 1 :]
+        if replaced and head.first == head.ordinal:
+            head = replace(head, first=replaced[0].first)
+        self._leave(agent_id, goes)
+
+        agent = self._agents.get(agent_id)
+        if agent is None:
+            agent = Agent(agent_id, (), bytes_written=self._early.pop(agent_id, 0))
+        self._agents[agent_id] = agent = replace(agent, heads=(head, *agent.heads))
+        self._of[head.ordinal] = agent_id
+        for block in head.chain:
+            self._owners.setdefault(block.hash, set()).add(head.ordinal)
+        loose = [other.chain for other in goes]
+        return Changed(agent, (offered, *loose) if offered else tuple(loose))
+
+    def _leave(self, agent_id: str, heads: Sequence[Head]) -> None:
+        """Take heads away.  An agent that has none left must get one or go before the lock does."""
+        for head in heads:
+            del self._of[head.ordinal]
+            for block in head.chain:
+                owners = self._owners[block.hash]
+                owners.remove(head.ordinal)
+                if not owners:
+                    del self._owners[block.hash]
+        if heads:
+            agent = self._agents[agent_id]
+            left = tuple(head for head in agent.heads if head not in heads)
+            self._agents[agent_id] = replace(agent, heads=left)
 
     def check(self) -> None:
         with self._lock:
+            owners: dict[BlockHash, set[int]] = {}
             for agent_id, agent in self._agents.items():
-                assert agent.id == agent_id and agent.heads
+                assert agent.id == agent_id and agent.heads and agent.bytes_written >= 0
                 ordinals = [head.ordinal for head in agent.heads]
                 assert ordinals == sorted(set(ordinals), reverse=True)
                 assert ordinals[0] <= self._last_ordinal
+                assert len({head.id for head in agent.heads}) == len(ordinals)
+                assert {self._of[ordinal] for ordinal in ordinals} == {agent_id}
                 _check_heads(agent.heads)
+                for head in agent.heads:
+                    for block in head.chain:
+                        owners.setdefault(block.hash, set()).add(head.ordinal)
+            assert owners == self._owners
+            assert len(self._of) == sum(len(agent.heads) for agent in self._agents.values())
 
-    def _superseded(self, replaced: list[Head]) -> Chain:
-        tails = {head.chain[-1].hash: head.chain[-1] for head in replaced}
-        partial = [tail for tail in tails.values() if not tail.full]
-        if not partial:
-            return ()
-        held = {head.chain[-1].hash for agent in self._agents.values() for head in agent.heads}
-        return tuple(tail for tail in partial if tail.hash not in held)
+
+def _turns_continued(head: Head, own: Sequence[Head]) -> tuple[Turn, ...]:
+    """Of the head that shares most with `head`, the turns that lie in what they share."""
+    shared, turns = 0, tuple[Turn, ...]()
+    for other in own:
+        if (agreed := other.agrees(head)) > shared:
+            shared, turns = agreed, other.turns
+    return turns_within(turns, shared)
 
 
 def _check_heads(heads: Sequence[Head]) -> None:
-    """A partial block ends a chain; no head is a prefix of another of its fingerprint."""
-    for head in heads:
-        assert all(block.full for block in head.chain[:-1])
-        parents = [head.fingerprint, *(block.hash for block in head.chain)]
-        assert [block.parent for block in head.chain] == parents[:-1]
-        same = [other for other in heads if other.fingerprint == head.fingerprint]
-        assert len(same) <= MAX_HEADS
-        assert sum(is_prefix(head.chain, other.chain) for other in same) == 1
+    for i, head in enumerate(heads):
+        head.check()
+        assert sum(head.fingerprint == other.fingerprint for other in heads) <= MAX_HEADS
+        assert not any(older.begins(head) for older in heads[i + 1 :])

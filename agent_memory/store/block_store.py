@@ -7,31 +7,37 @@ and leaves each its own matter: catalog (what is present), agents (who owns it),
 
 import time
 from collections.abc import Iterable, Sequence
+from threading import Lock
 
 from agent_memory.block import Block, BlockHash
 from agent_memory.kv_spec import KVSpec
 from agent_memory.metrics import Metrics
-from agent_memory.store.agents import Agents
+from agent_memory.store.agents import Agent, Agents, Changed
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import full_file_bytes
+from agent_memory.store.heads import Chain, Turn
+from agent_memory.store.held import HeldFile
 from agent_memory.store.index import Index
+from agent_memory.store.jobs import OnWritten, RemoveAgent, SaveAgent, WriteBlock
 from agent_memory.store.reader import Deliver, Readers
 from agent_memory.store.recover import recover
 from agent_memory.store.state_dir import StateDir
-from agent_memory.store.writer import DeleteBlock, OnWritten, RecordHead, WriteBlock, Writer
+from agent_memory.store.writer import Writer
 
 
 class BlockStore:
-    """`agents` and `gone` are for reading only; what agents own changes through `record`."""
+    """`agents` and `gone` are for reading only; what agents own changes through the verbs here."""
 
     def __init__(
         self, state: StateDir, index: Index, catalog: Catalog, agents: Agents, metrics: Metrics
     ) -> None:
         self.agents = agents
         self.gone = catalog.gone
+        self._state = state
         self._catalog = catalog
-        self._writer = Writer(state, index, catalog, metrics)
+        self._verbs = Lock()  # the writer is told of what agents do in the order they do it
+        self._writer = Writer(state, index, catalog, agents, metrics)
         self._readers = Readers(state, catalog, self._writer, metrics)
         metrics.disk_bytes.set(catalog.disk_bytes)
 
@@ -75,30 +81,126 @@ class BlockStore:
         """`deliver(block, payload | None)` comes once, on a reader thread."""
         self._readers.read(block, spec, deliver)
 
-    def put(self, block: Block, payload: Bytes, spec: KVSpec, on_written: OnWritten) -> None:
-        """Begin to write.  The payload must not change until `on_written(hash, present)`.
+    def hold(self, block: Block) -> HeldFile | None:
+        """Its file, whatever becomes of it here; None if there is none.  Disk: a worker thread."""
+        file = self._catalog.file(block.hash)
+        try:
+            return HeldFile(self._state, file) if file else None
+        except FileNotFoundError:
+            return None
 
-        That comes once, on the writer thread; on a closed store here and now, with False.
+    def put(
+        self,
+        block: Block,
+        payload: Bytes,
+        spec: KVSpec,
+        on_written: OnWritten,
+        agent_id: str | None = None,
+    ) -> None:
+        """Begin to write, in the name of `agent_id`.
+
+        The payload must not change until `on_written(hash, present)`.  That comes once, on the
+        writer thread; on a closed store here and now, with False.
         """
         assert payload.nbytes == spec.payload_bytes(block.num_tokens)
-        ticket = self._catalog.expect(block.hash, payload.nbytes)
-        if not self._writer.submit(WriteBlock(block, payload, spec, ticket, on_written)):
+        ticket = self._catalog.expect(block, payload.nbytes)
+        job = WriteBlock(block, payload, spec, ticket, on_written, agent_id)
+        if not self._writer.submit(job):
             on_written(block.hash, self._catalog.settle(ticket, None))
 
+    # ── what agents own: in effect at once, on disk with the writer's next batch ─────────────
+
     def record(
-        self, agent_id: str, fingerprint: BlockHash, chain: Sequence[Block]
-    ) -> tuple[Block, ...]:
+        self,
+        agent_id: str,
+        fingerprint: BlockHash,
+        chain: Sequence[Block],
+        turn: Turn | None = None,
+    ) -> Chain:
         """`chain` is what the agent now has in mind; its blocks were put before.
 
-        Returns the partial blocks this made superfluous.  The store has let go of them.
+        `turn`: (end of the prompt, end of the answer).  Returns the blocks that are now nobody's
+        and of no use.  The store has let go of them.
         """
-        assert agent_id.isascii()  # others' blocks share the transaction: nothing in it may be odd
-        recorded = self.agents.record(agent_id, fingerprint, tuple(chain), time.time())
-        self._writer.submit(RecordHead(agent_id, recorded))
-        for block in recorded.superseded:
-            self._catalog.forget(block.hash)
-            self._writer.submit(DeleteBlock(block.hash))
-        return recorded.superseded
+        _check_name(agent_id)
+        with self._verbs:
+            changed = self.agents.record(agent_id, fingerprint, tuple(chain), time.time(), turn)
+            return self._save(changed)
+
+    def adopt(
+        self,
+        agent_id: str,
+        fingerprint: BlockHash,
+        chain: Sequence[Block],
+        turns: Iterable[Turn] = (),
+        num_tokens: int | None = None,
+    ) -> Agent:
+        """A conversation from elsewhere is the agent's newest head; its blocks were put before.
+
+        `num_tokens`: how many of the chain's tokens it uses, None for all.
+        """
+        _check_name(agent_id)
+        with self._verbs:
+            changed = self.agents.adopt(
+                agent_id, fingerprint, tuple(chain), time.time(), turns, num_tokens
+            )
+            self._save(changed)
+            return changed.agent
+
+    def fork(self, agent_id: str, new_id: str, head_id: str | None = None) -> Agent:
+        """A new agent with the same conversation; nothing is copied.
+
+        Raises NotFound; Conflict if there is one of that name.
+        """
+        _check_name(new_id)
+        with self._verbs:
+            changed = self.agents.fork(agent_id, new_id, head_id, time.time())
+            self._save(changed)
+            return changed.agent
+
+    def rewind(self, agent_id: str, num_tokens: int, head_id: str | None = None) -> Agent:
+        """Forget what comes after so many tokens.  The head is then the newest.
+
+        Raises NotFound; Conflict if it has fewer.
+        """
+        with self._verbs:
+            changed = self.agents.rewind(agent_id, num_tokens, head_id, time.time())
+            self._save(changed)
+            return changed.agent
+
+    def set_pinned(self, agent_id: str, pinned: bool) -> Agent:
+        """Raises NotFound."""
+        with self._verbs:
+            changed = self.agents.set_pinned(agent_id, pinned)
+            self._save(changed)
+            return changed.agent
+
+    def remove(self, agent_id: str) -> set[BlockHash]:
+        """Every block that was this agent's alone; the store has let go of them.
+
+        Raises NotFound.  After a `flush` no file, row or piece of the log tells of them.
+        """
+        with self._verbs:
+            changed = self.agents.remove(agent_id)
+            let_go = tuple(block.hash for block in self._let_go(changed))
+            self._writer.submit(RemoveAgent(agent_id, let_go))
+            return set(let_go)
+
+    def _save(self, changed: Changed) -> Chain:
+        let_go = self._let_go(changed)
+        self._writer.submit(SaveAgent(changed.agent, tuple(block.hash for block in let_go)))
+        return let_go
+
+    def _let_go(self, changed: Changed) -> Chain:
+        """Forget, leaf first, what nobody owns any more and nothing follows."""
+        blocks = dict[BlockHash, Block]()
+        for chain in changed.loose:
+            for block in reversed(chain):
+                if self.agents.owns(block.hash):
+                    break
+                if self._catalog.forget_leaf(block.hash):
+                    blocks[block.hash] = block
+        return tuple(blocks.values())
 
     def flush(self, timeout_s: float) -> bool:
         """Whether everything asked for before is settled in time."""
@@ -113,3 +215,8 @@ class BlockStore:
     def check(self) -> None:
         self._catalog.check()
         self.agents.check()
+
+
+def _check_name(agent_id: str) -> None:
+    """Others' blocks share the transaction: nothing in it may be odd."""
+    assert agent_id.isascii()

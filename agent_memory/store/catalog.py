@@ -8,13 +8,14 @@ A block is absent, pending or present:
     absent            --expect-->  pending     its payload waits for the writer
     pending           --settle-->  present     written and committed
     pending           --settle-->  absent      the write failed
-    pending, present  --forget-->  absent      superseded, or the file is bad
+    pending, present  --forget-->  absent      let go of, or the file is bad
 
 A pending block has a ticket.  Expected again, it keeps it: the first of its writes to settle
 decides for all.  Forgotten and then expected, it gets another, and a write with the old one changes
 nothing.  Tickets are readings of the logical clock that also orders uses.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from threading import Lock
@@ -44,7 +45,8 @@ class Catalog:
         self._children: dict[BlockHash, dict[BlockHash, Block]] = {}
         self._used: dict[BlockHash, int] = {}
         self._touched: set[BlockHash] = set()
-        self._pending: dict[BlockHash, int] = {}
+        self._pending: dict[BlockHash, tuple[BlockHash, int]] = {}  # parent and clock
+        self._num_pending_children: Counter[BlockHash] = Counter()
         self._pending_bytes = 0
         self._clock = 0
         self._disk_bytes = 0
@@ -54,6 +56,10 @@ class Catalog:
         with self._lock:
             self._clock = max(self._clock, used)
             self._add(file, used)
+
+    def files(self) -> list[BlockFile]:
+        with self._lock:
+            return list(self._files.values())
 
     def file(self, block_hash: BlockHash) -> BlockFile | None:
         with self._lock:
@@ -67,33 +73,39 @@ class Catalog:
         with self._lock:
             return block_hash in self._pending
 
-    def expect(self, block_hash: BlockHash, payload_bytes: int) -> Ticket:
+    def expect(self, block: Block, payload_bytes: int) -> Ticket:
         with self._lock:
             self._clock += 1
-            clock = self._pending.setdefault(block_hash, self._clock)
+            if block.hash not in self._pending:
+                self._pending[block.hash] = block.parent, self._clock
+                self._num_pending_children[block.parent] += 1
             self._pending_bytes += payload_bytes
-            return Ticket(block_hash, clock, payload_bytes)
+            return Ticket(block.hash, self._pending[block.hash][1], payload_bytes)
 
     def wanted(self, ticket: Ticket) -> bool:
         with self._lock:
-            expected = self._pending.get(ticket.block_hash) == ticket.clock
-            return expected and ticket.block_hash not in self._files
+            return self._awaited(ticket) and ticket.block_hash not in self._files
 
     def settle(self, ticket: Ticket, file: BlockFile | None) -> bool:
         """The write is over, `file` None if nothing was written.  Says whether it is present."""
         with self._lock:
             self._pending_bytes -= ticket.payload_bytes
-            if self._pending.get(ticket.block_hash) == ticket.clock:
-                del self._pending[ticket.block_hash]
+            if self._awaited(ticket):
+                self._await_no_more(ticket.block_hash)
                 if file is not None:
                     self._add(file, ticket.clock)
             return ticket.block_hash in self._files
 
     def forget(self, block_hash: BlockHash) -> None:
         with self._lock:
-            self._pending.pop(block_hash, None)
-            if file := self._files.get(block_hash):
-                self._remove(file)
+            self._forget(block_hash)
+
+    def forget_leaf(self, block_hash: BlockHash) -> bool:
+        """Says whether nothing follows it, and so it is forgotten."""
+        with self._lock:
+            if leaf := self._leaf(block_hash):
+                self._forget(block_hash)
+            return leaf
 
     def forget_file(self, file: BlockFile) -> bool:
         """Forget just this file, not one written later.  Says whether no later one is present."""
@@ -143,9 +155,29 @@ class Catalog:
             assert self._used.keys() == self._files.keys() >= self._touched
             assert max(self._used.values(), default=0) <= self._clock
             assert self._disk_bytes == sum(file.file_bytes for file in self._files.values())
-            assert max(self._pending.values(), default=0) <= self._clock
+            assert max((clock for _, clock in self._pending.values()), default=0) <= self._clock
+            assert self._num_pending_children == Counter(p for p, _ in self._pending.values())
             assert self._pending_bytes >= 0
         self.gone.check()
+
+    def _leaf(self, block_hash: BlockHash) -> bool:
+        return block_hash not in self._children and not self._num_pending_children[block_hash]
+
+    def _awaited(self, ticket: Ticket) -> bool:
+        pending = self._pending.get(ticket.block_hash)
+        return pending is not None and pending[1] == ticket.clock
+
+    def _await_no_more(self, block_hash: BlockHash) -> None:
+        parent, _ = self._pending.pop(block_hash)
+        self._num_pending_children[parent] -= 1
+        if not self._num_pending_children[parent]:
+            del self._num_pending_children[parent]
+
+    def _forget(self, block_hash: BlockHash) -> None:
+        if block_hash in self._pending:
+            self._await_no_more(block_hash)
+        if file := self._files.get(block_hash):
+            self._remove(file)
 
     def _add(self, file: BlockFile, used: int) -> None:
         block = file.block

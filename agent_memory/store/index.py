@@ -1,4 +1,4 @@
-"""The SQLite index: a row per block file, a row per agent's head.
+"""The SQLite index: rows of block files, of heads and their agents, and of files that must go.
 
 Knows the tables and how to change them in one transaction.  Losing it loses no block: it is rebuilt
 from the files.  One thread at a time: the one that opens the store, then the writer.
@@ -11,13 +11,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from agent_memory.block import BLOCK_TOKENS, HASH_BYTES, Block, BlockHash
-from agent_memory.store.agents import Head
+from agent_memory.store.agents import Agent
 from agent_memory.store.format import BlockFile
+from agent_memory.store.heads import Head, Turn
 
 Statement = tuple[str, tuple[bytes | str | int | float, ...]]
 
 _BUSY_S = 0.25  # nobody else writes here, unless a person looks with a tool of theirs
+_LOOK_BUSY_S = 5.0
 _TOKENS_BYTES = range(4, 4 * BLOCK_TOKENS + 1, 4)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS blocks (
@@ -25,17 +29,28 @@ CREATE TABLE IF NOT EXISTS blocks (
     file_bytes INTEGER NOT NULL, checksum BLOB NOT NULL, used INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS heads (
-    ordinal INTEGER PRIMARY KEY, agent TEXT NOT NULL, fingerprint BLOB NOT NULL,
-    chain BLOB NOT NULL, num_tokens INTEGER NOT NULL, last_used REAL NOT NULL
+    ordinal INTEGER PRIMARY KEY, first INTEGER NOT NULL, agent TEXT NOT NULL,
+    fingerprint BLOB NOT NULL, chain BLOB NOT NULL, num_tokens INTEGER NOT NULL,
+    turns BLOB NOT NULL, last_used REAL NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS agents (
+    agent TEXT PRIMARY KEY, pinned INTEGER NOT NULL, bytes_written INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS doomed (hash BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 
 
 @dataclass(frozen=True, slots=True)
 class HeadRow:
+    """A head as it was written; which of its blocks are still there is another matter."""
+
+    ordinal: int
+    first: int
     agent: str
     fingerprint: BlockHash
     chain: tuple[BlockHash, ...]
+    num_tokens: int
+    turns: tuple[Turn, ...]
     last_used: float
 
 
@@ -56,6 +71,12 @@ class Index:
             raise
         return cls(db)
 
+    @classmethod
+    def read_only(cls, path: Path) -> "Index":
+        """To look at, also while another process writes.  Raises sqlite3.Error."""
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        return cls(sqlite3.connect(uri, uri=True, timeout=_LOOK_BUSY_S))
+
     def blocks(self) -> Iterator[tuple[BlockFile, int]]:
         """(file, when used) of every row whose hash is the hash of its tokens."""
         columns = "hash, parent, tokens, fingerprint, file_bytes, checksum, used"
@@ -69,17 +90,46 @@ class Index:
 
     def heads(self) -> Iterator[HeadRow]:
         """Oldest first."""
-        columns = "agent, fingerprint, chain, last_used"
+        columns = "ordinal, first, agent, fingerprint, num_tokens, last_used, chain, turns"
         for row in self._db.execute(f"SELECT {columns} FROM heads ORDER BY ordinal"):
-            agent, fingerprint, chain, last_used = row
-            hashes = [chain[at : at + HASH_BYTES] for at in range(0, len(chain), HASH_BYTES)]
-            yield HeadRow(agent, fingerprint, tuple(hashes), last_used)
+            ordinal, first, agent, fingerprint, num_tokens, last_used, chain, turns = row
+            if not isinstance(agent, str) or min(ordinal, first, num_tokens) < 1:
+                raise ValueError(f"head {ordinal} is none")
+            hashes = tuple(chain[at : at + HASH_BYTES] for at in range(0, len(chain), HASH_BYTES))
+            yield HeadRow(
+                *(ordinal, first, agent, fingerprint, hashes, num_tokens),
+                *(_turns(turns), float(last_used)),
+            )
+
+    def agents(self) -> Iterator[tuple[str, bool, int]]:
+        """(name, whether pinned, bytes written in its name)"""
+        for agent, pinned, written in self._db.execute(
+            "SELECT agent, pinned, bytes_written FROM agents"
+        ):
+            yield agent, bool(pinned), int(written)
+
+    def doomed(self) -> set[BlockHash]:
+        """Blocks without a row whose files are to go, if they have not gone yet."""
+        sql = "SELECT hash FROM doomed WHERE hash NOT IN (SELECT hash FROM blocks)"
+        return {block_hash for (block_hash,) in self._db.execute(sql)}
+
+    def copy_of_owners(self) -> Iterator[Statement]:
+        """What makes its agents and heads anew in another index."""
+        for table in ("agents", "heads"):
+            for row in self._db.execute(f"SELECT * FROM {table}"):
+                places = ", ".join("?" * len(row))
+                yield f"INSERT OR REPLACE INTO {table} VALUES ({places})", row
 
     def commit(self, statements: Iterable[Statement]) -> None:
         """All of them, in order, on disk when this returns; or none.  Raises sqlite3.Error."""
         with self._db:
             for sql, values in statements:
                 self._db.execute(sql, values)
+
+    def wipe_log(self) -> bool:
+        """Empty the write-ahead log.  False if a reader is in the way.  Raises sqlite3.Error."""
+        [busy, *_] = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
 
     def close(self) -> None:
         self._db.close()
@@ -100,23 +150,72 @@ def drop_block(block_hash: BlockHash) -> Statement:
     return "DELETE FROM blocks WHERE hash = ?", (block_hash,)
 
 
-def put_head(agent: str, head: Head) -> Statement:
+def doom_block(block_hash: BlockHash) -> list[Statement]:
+    """Its row goes now, its file after; a start makes sure of that."""
+    return [drop_block(block_hash), ("INSERT OR IGNORE INTO doomed VALUES (?)", (block_hash,))]
+
+
+def drop_doomed(block_hash: BlockHash) -> Statement:
+    return "DELETE FROM doomed WHERE hash = ?", (block_hash,)
+
+
+def drop_all_doomed() -> Statement:
+    return "DELETE FROM doomed", ()
+
+
+def put_agent(agent: Agent) -> list[Statement]:
+    """Its row and those of its heads: just these, and only what has changed is written."""
+    ordinals = [head.ordinal for head in agent.heads]
+    places = ", ".join("?" * len(ordinals))
+    row = (
+        "INSERT INTO agents VALUES (?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET pinned = excluded.pinned WHERE pinned != excluded.pinned"
+    )
+    others = f"DELETE FROM heads WHERE agent = ? AND ordinal NOT IN ({places})"
+    return [
+        (row, (agent.id, int(agent.pinned), agent.bytes_written)),
+        (others, (agent.id, *ordinals)),
+        *(_put_head(agent.id, head) for head in agent.heads),
+    ]
+
+
+def set_written(agent: Agent) -> Statement:
+    sql = "UPDATE agents SET bytes_written = ? WHERE agent = ?"
+    return sql, (agent.bytes_written, agent.id)
+
+
+def drop_agent(agent_id: str) -> list[Statement]:
+    tables = ("heads", "agents")
+    return [(f"DELETE FROM {table} WHERE agent = ?", (agent_id,)) for table in tables]
+
+
+def drop_all_agents() -> list[Statement]:
+    return [("DELETE FROM heads", ()), ("DELETE FROM agents", ())]
+
+
+def _put_head(agent_id: str, head: Head) -> Statement:
+    """A version of a head never changes but by being cut."""
+    sql = (
+        "INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        " chain = excluded.chain, num_tokens = excluded.num_tokens, turns = excluded.turns"
+        " WHERE num_tokens != excluded.num_tokens"
+    )
     chain = b"".join(block.hash for block in head.chain)
-    row = (head.ordinal, agent, head.fingerprint, chain, head.num_tokens, head.last_used)
-    return "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?, ?, ?)", row
+    turns = np.array(head.turns, "<i8").tobytes()
+    row = (head.fingerprint, chain, head.num_tokens, turns, head.last_used)
+    return sql, (head.ordinal, head.first, agent_id, *row)
 
 
-def drop_head(ordinal: int) -> Statement:
-    return "DELETE FROM heads WHERE ordinal = ?", (ordinal,)
-
-
-def drop_all_heads() -> Statement:
-    return "DELETE FROM heads", ()
+def _turns(raw: bytes) -> tuple[Turn, ...]:
+    """Pairs of little-endian int64.  Raises ValueError if it is not."""
+    ends = np.frombuffer(raw, "<i8").reshape(-1, 2).tolist()
+    return tuple((prompt_end, end) for prompt_end, end in ends)
 
 
 def _configure(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA secure_delete = ON")
     if sys.platform == "darwin":
         db.execute("PRAGMA fullfsync = 1")
         db.execute("PRAGMA checkpoint_fullfsync = 1")

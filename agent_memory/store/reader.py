@@ -18,9 +18,10 @@ from agent_memory.store.catalog import Catalog
 from agent_memory.store.complaints import Complaints, trace
 from agent_memory.store.files import Bytes, read_file
 from agent_memory.store.format import BlockFile, Rejected, decode
+from agent_memory.store.jobs import Quarantine
 from agent_memory.store.slots import Slots
 from agent_memory.store.state_dir import StateDir
-from agent_memory.store.writer import Quarantine, Writer
+from agent_memory.store.writer import Writer
 
 NUM_THREADS = 2
 

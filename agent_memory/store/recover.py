@@ -6,6 +6,7 @@ Knows the order of a start, docs/format.md tells it.  The thread that opens the 
 import os
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import structlog
 
@@ -18,15 +19,23 @@ from agent_memory.store.catalog import Catalog
 from agent_memory.store.complaints import Complaints
 from agent_memory.store.files import move_into, read_file, sync_folder, write_new
 from agent_memory.store.format import BlockFile, Rejected, identify
+from agent_memory.store.heads import Head, num_tokens
 from agent_memory.store.index import HeadRow, Index, Statement
 from agent_memory.store.state_dir import BLOCK_SUFFIX, StateDir, private_folder
 
-VERSION = b"1\n"
+VERSION = b"2\n"
 
 log = structlog.get_logger(__name__)
 
-_Found = dict[BlockHash, tuple[BlockFile, int]]
-"""Block files and when they were last used."""
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Every row of an index.  `blocks`: files and when they were last used.  `facts`: of agents."""
+
+    blocks: dict[BlockHash, tuple[BlockFile, int]]
+    doomed: set[BlockHash]
+    heads: list[HeadRow]
+    facts: list[tuple[str, bool, int]]
 
 
 def recover(state: StateDir, metrics: Metrics) -> tuple[Index, Catalog, Agents]:
@@ -34,12 +43,12 @@ def recover(state: StateDir, metrics: Metrics) -> tuple[Index, Catalog, Agents]:
     try:
         _begin(state)
         _sweep(state, metrics)
-        index, found, heads = _open_index(state)
+        index, found = _open_index(state)
         try:
             scan = _Scan(state, metrics)
             scan.run(found)
-            agents = _load_heads(scan.catalog, heads)
-            index.commit(scan.changes + _all_heads(agents))
+            agents = load_agents(scan.catalog, found)
+            index.commit(scan.changes + _all_agents(agents))
         except BaseException:
             index.close()
             raise
@@ -84,7 +93,7 @@ def _sweep(state: StateDir, metrics: Metrics) -> None:
         metrics.orphans_swept.inc()
 
 
-def _open_index(state: StateDir) -> tuple[Index, _Found, list[HeadRow]]:
+def _open_index(state: StateDir) -> tuple[Index, Found]:
     """The index and all its rows.  A damaged one is moved aside and begun anew, empty."""
     try:
         return _read_index(state)
@@ -100,14 +109,19 @@ def _open_index(state: StateDir) -> tuple[Index, _Found, list[HeadRow]]:
     return _read_index(state)
 
 
-def _read_index(state: StateDir) -> tuple[Index, _Found, list[HeadRow]]:
+def _read_index(state: StateDir) -> tuple[Index, Found]:
     index = Index.open(state.index)
     try:
-        found = {file.block.hash: (file, used) for file, used in index.blocks()}
-        return index, found, list(index.heads())
+        return index, read_rows(index)
     except BaseException:
         index.close()
         raise
+
+
+def read_rows(index: Index) -> Found:
+    """Raises sqlite3.Error, TypeError or ValueError when they are odd."""
+    blocks = {file.block.hash: (file, used) for file, used in index.blocks()}
+    return Found(blocks, index.doomed(), list(index.heads()), list(index.agents()))
 
 
 class _Scan:
@@ -120,9 +134,10 @@ class _Scan:
         self._state = state
         self._rejected = Complaints("block_rejected", metrics.restore_rejected)
 
-    def run(self, found: _Found) -> None:
-        on_disk = dict(_block_files(self._state))
-        for block_hash, (file, used) in found.items():
+    def run(self, found: Found) -> None:
+        on_disk = dict(block_files(self._state))
+        self._finish_deleting(found.doomed & on_disk.keys())
+        for block_hash, (file, used) in found.blocks.items():
             size = on_disk.pop(block_hash, None)
             if size == file.file_bytes:
                 self.catalog.load(file, used)
@@ -130,8 +145,17 @@ class _Scan:
                 self._refuse(block_hash, "missing" if size is None else "size")
                 self.catalog.gone.note(file.block, Loss.MISSING if size is None else Loss.DAMAGED)
                 self.changes.append(rows.drop_block(block_hash))
-        for block_hash in on_disk:
+        for block_hash in on_disk.keys() - found.doomed:
             self._adopt(block_hash)
+
+    def _finish_deleting(self, doomed: set[BlockHash]) -> None:
+        """Files that a crash kept from going after their rows."""
+        paths = [self._state.block_path(block_hash) for block_hash in doomed]
+        for path in paths:
+            path.unlink()
+        for folder in {path.parent for path in paths}:
+            sync_folder(folder)
+        self.changes.append(rows.drop_all_doomed())
 
     def _adopt(self, block_hash: BlockHash) -> None:
         """Take a file without a row if it proves to be what its name says."""
@@ -153,7 +177,7 @@ class _Scan:
             move_into(self._state.quarantine, self._state.block_path(block_hash))
 
 
-def _block_files(state: StateDir) -> Iterator[tuple[BlockHash, int]]:
+def block_files(state: StateDir) -> Iterator[tuple[BlockHash, int]]:
     """(hash, size) by the name of each file; names that are not ours are left alone."""
     for folder in state.block_folders():
         with os.scandir(folder) as entries:
@@ -171,27 +195,35 @@ def _hash_in(name: str) -> BlockHash | None:
     return BlockHash(block_hash) if len(block_hash) == HASH_BYTES else None
 
 
-def _load_heads(catalog: Catalog, heads: list[HeadRow]) -> Agents:
-    """Heads cut back to what is present, recorded again in their order: rules and ordinals anew."""
+def load_agents(catalog: Catalog, found: Found) -> Agents:
+    """Heads cut back to what is present, entered again in their order."""
     agents = Agents()
-    for row in heads:
-        if chain := _present(catalog, row):
-            agents.record(row.agent, row.fingerprint, chain, row.last_used)
+    for row in found.heads:
+        if head := _present(catalog, row):
+            agents.load(row.agent, head)
+    for agent_id, pinned, bytes_written in found.facts:
+        agents.load_facts(agent_id, pinned=pinned, bytes_written=bytes_written)
     return agents
 
 
-def _present(catalog: Catalog, row: HeadRow) -> tuple[Block, ...]:
+def _present(catalog: Catalog, row: HeadRow) -> Head | None:
     chain: list[Block] = []
     parent = row.fingerprint
     for block_hash in row.chain:
         file = catalog.file(block_hash)
-        if file is None or file.block.parent != parent:
+        if file is None or file.block.parent != parent or not all(b.full for b in chain[-1:]):
             break
         chain.append(file.block)
         parent = block_hash
-    return tuple(chain)
+    if not chain:
+        return None
+    head = Head(
+        *(row.ordinal, min(row.first, row.ordinal), row.fingerprint, tuple(chain)),
+        *(num_tokens(chain), row.turns, row.last_used),
+    )
+    return head.cut(min(row.num_tokens, head.num_tokens))
 
 
-def _all_heads(agents: Agents) -> list[Statement]:
-    heads = [(agent.id, head) for agent in agents.all() for head in agent.heads]
-    return [rows.drop_all_heads(), *(rows.put_head(agent_id, head) for agent_id, head in heads)]
+def _all_agents(agents: Agents) -> list[Statement]:
+    each = (statement for agent in agents.all() for statement in rows.put_agent(agent))
+    return [*rows.drop_all_agents(), *each]

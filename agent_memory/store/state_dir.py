@@ -19,11 +19,12 @@ BLOCK_SUFFIX = ".safetensors"
 
 
 class StateDir:
-    """A locked state directory.  The lock lives as long as the descriptor it was taken on."""
+    """A state directory, locked but for looking at it.  The lock lives as long as the descriptor it
+    was taken on."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, lock: int | None) -> None:
         self.path = path
-        self._lock: int | None = lock
+        self._lock = lock
         self.version = path / "VERSION"
         self.index = path / "index.db"
         self.blocks = path / "blocks"
@@ -43,6 +44,11 @@ class StateDir:
             raise
         return state
 
+    @classmethod
+    def unlocked(cls, path: Path) -> "StateDir":
+        """To look at only: whoever holds the lock may be at work there."""
+        return cls(path, None)
+
     def close(self) -> None:
         if self._lock is None:
             return
@@ -58,10 +64,12 @@ class StateDir:
     def block_folders(self) -> list[Path]:
         return [self.blocks / f"{first:02x}" for first in range(256)]
 
+    def index_paths(self) -> list[Path]:
+        return [self.index, *(self.path / f"index.db-{end}" for end in ("wal", "shm"))]
+
     def store_paths(self) -> list[Path]:
         """All that belongs to the store's format, VERSION last."""
-        wal, shm = (self.path / f"index.db-{end}" for end in ("wal", "shm"))
-        return [self.index, wal, shm, self.blocks, self.tmp, self.quarantine, self.version]
+        return [*self.index_paths(), self.blocks, self.tmp, self.quarantine, self.version]
 
     def next_set_aside(self) -> Path:
         taken = {path.name for path in self.path.glob("set-aside-*")}

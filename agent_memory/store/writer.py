@@ -1,4 +1,4 @@
-"""The one thread that changes the store: block files, their rows, the heads.
+"""The one thread that changes the store: block files, their rows, the agents.
 
 Knows the order in which things become durable, and that a failure is an answer, not an end.
 Knows nothing of reading.  `submit` is for any thread, the rest is the writer's.
@@ -9,84 +9,58 @@ put right:
 
     1  bad files to quarantine
     2  each block: tmp/random -> write -> fsync -> rename;  then one fsync per folder
-    3  one SQLite transaction, in the order of the queue
-    4  files of deleted blocks removed
+    3  one SQLite transaction, in the order of the queue; what is to be deleted is listed in it
+    4  the files of deleted blocks removed, and with the next transaction the list of them
     5  the catalog, then the callbacks, then the barriers
+
+If the transaction fails, blocks count as not written; agents and deletions are tried again with the
+next batch.
 """
 
 import errno
 import secrets
 import sqlite3
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 
-from agent_memory.block import Block, BlockHash
-from agent_memory.kv_spec import KVSpec
+from agent_memory.block import BlockHash
 from agent_memory.metrics import Metrics
 from agent_memory.store import index as rows
-from agent_memory.store.agents import Recorded
-from agent_memory.store.catalog import Catalog, Ticket
+from agent_memory.store.agents import Agents
+from agent_memory.store.catalog import Catalog
 from agent_memory.store.complaints import Complaints, trace
-from agent_memory.store.files import Bytes, flush_drive, move_into, sync_folder, write_new
+from agent_memory.store.files import flush_drive, move_into, sync_folder, write_new
 from agent_memory.store.format import BlockFile, encode
 from agent_memory.store.index import Index, Statement
+from agent_memory.store.jobs import (
+    Barrier,
+    Job,
+    Quarantine,
+    RemoveAgent,
+    SaveAgent,
+    WriteBlock,
+    Written,
+    changes,
+    still_owed,
+)
 from agent_memory.store.state_dir import StateDir
 
 MAX_BATCH_BLOCKS = 32
 
-OnWritten = Callable[[BlockHash, bool], None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WriteBlock:
-    """`on_written(hash, present)` is called once, on the writer thread, whatever happens."""
-
-    block: Block
-    payload: Bytes
-    spec: KVSpec
-    ticket: Ticket
-    on_written: OnWritten
-
-
-@dataclass(frozen=True, slots=True)
-class RecordHead:
-    agent_id: str
-    recorded: Recorded
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteBlock:
-    """The catalog has forgotten it already."""
-
-    block_hash: BlockHash
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantine:
-    file: BlockFile
-
-
-@dataclass(frozen=True, slots=True)
-class Barrier:
-    """`reached` is set when everything submitted before is settled."""
-
-    reached: Event
-    last: bool = False
-
-
-Job = WriteBlock | RecordHead | DeleteBlock | Quarantine | Barrier
-_Written = dict[Ticket, BlockFile]
-
 
 class Writer:
-    def __init__(self, state: StateDir, index: Index, catalog: Catalog, metrics: Metrics) -> None:
+    def __init__(
+        self, state: StateDir, index: Index, catalog: Catalog, agents: Agents, metrics: Metrics
+    ) -> None:
         self._state = state
         self._index = index
         self._catalog = catalog
+        self._agents = agents
         self._metrics = metrics
+        self._owed: list[Job] = []
+        self._to_wipe = False  # an agent was removed, and its traces are not gone yet
+        self._removed: list[BlockHash] = []  # files that have gone and are still listed to go
         self._queue: SimpleQueue[Job] = SimpleQueue()
         self._lock = Lock()
         self._closing = False  # guarded by the lock, with the order of the queue
@@ -133,10 +107,13 @@ class Writer:
 
     def _perform(self, batch: list[Job]) -> bool:
         """Settle every job of the batch.  Says whether there may be more to come."""
-        written: _Written = {}
+        written: Written = {}
+        jobs = self._owed + batch
         try:
-            written = self._persist(batch)
+            written = self._persist(jobs)
+            self._owed = []
         except Exception as error:  # the thread must outlive any failure; it is counted and told
+            self._owed = still_owed(jobs)
             self._complain(error)
         for job in batch:
             if isinstance(job, WriteBlock):
@@ -147,7 +124,7 @@ class Writer:
                 job.reached.set()
         return not (isinstance(batch[-1], Barrier) and batch[-1].last)
 
-    def _persist(self, batch: list[Job]) -> _Written:
+    def _persist(self, batch: list[Job]) -> Written:
         """What is on disk and committed.  Raises if nothing of the batch could be committed."""
         dropped = [
             rows.drop_block(job.file.block.hash)
@@ -156,17 +133,45 @@ class Writer:
         ]
         written = self._write_files([job for job in batch if isinstance(job, WriteBlock)])
         touched = [rows.set_used(*use) for use in self._catalog.take_touched()]
-        changes, doomed = _changes(batch, written)
-        if statements := dropped + touched + changes:
+        changed, doomed = changes(batch, written)
+        done = [rows.drop_doomed(block_hash) for block_hash in self._removed]
+        if statements := dropped + done + touched + changed + self._credit(batch, written):
             self._index.commit(statements)
-        for block_hash in doomed:
-            self._remove(self._state.block_path(block_hash))
+        self._removed = [h for h in doomed if self._remove(self._state.block_path(h))]
+        self._to_wipe |= any(isinstance(job, RemoveAgent) for job in batch)
+        if self._to_wipe:
+            self._to_wipe = not self._wipe()
         self._metrics.blocks_written.inc(len(written))
         self._metrics.bytes_written.inc(sum(file.file_bytes for file in written.values()))
         return written
 
-    def _write_files(self, jobs: list[WriteBlock]) -> _Written:
-        written: _Written = {}
+    def _credit(self, batch: list[Job], written: Written) -> list[Statement]:
+        """Who had how much written, as it is now."""
+        left, changed = dict(written), dict[str, None]()
+        for job in batch:
+            if isinstance(job, SaveAgent):
+                changed[job.agent.id] = None
+            elif isinstance(job, WriteBlock) and job.agent_id is not None:
+                if file := left.pop(job.ticket, None):
+                    self._agents.credit(job.agent_id, file.file_bytes)
+                    changed[job.agent_id] = None
+        known = (self._agents.get(agent_id) for agent_id in changed)
+        return [rows.set_written(agent) for agent in known if agent]
+
+    def _wipe(self) -> bool:
+        """What was removed is nowhere: no name comes back after a crash, no row is in the log."""
+        try:
+            for folder in {self._state.block_path(h).parent for h in self._removed}:
+                sync_folder(folder)
+            self._index.commit([rows.drop_doomed(h) for h in self._removed])
+            self._removed = []
+            return self._index.wipe_log()
+        except (OSError, sqlite3.Error) as error:
+            self._complain(error)
+            return False
+
+    def _write_files(self, jobs: list[WriteBlock]) -> Written:
+        written: Written = {}
         for job in jobs:
             if job.ticket not in written and self._catalog.wanted(job.ticket):
                 try:
@@ -179,7 +184,7 @@ class Writer:
             flush_drive(self._state.version)
         return written
 
-    def _sync_folders(self, written: _Written) -> None:
+    def _sync_folders(self, written: Written) -> None:
         """The names are on disk, or the blocks of that folder are not written after all."""
         paths = {ticket: self._state.block_path(ticket.block_hash) for ticket in written}
         for folder in {path.parent for path in paths.values()}:
@@ -215,11 +220,13 @@ class Writer:
             self._complain(error)
         return True
 
-    def _remove(self, path: Path) -> None:
+    def _remove(self, path: Path) -> bool:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
             self._complain(error)
+            return False
+        return True
 
     def _settle(self, job: WriteBlock, file: BlockFile | None) -> None:
         present = self._catalog.settle(job.ticket, file)
@@ -231,26 +238,6 @@ class Writer:
     def _complain(self, error: Exception) -> None:
         known = isinstance(error, OSError | sqlite3.Error)
         self._failures.add(_errno_name(error), error=str(error) if known else trace(error))
-
-
-def _changes(batch: list[Job], written: _Written) -> tuple[list[Statement], set[BlockHash]]:
-    """The rows to change, in the order of the queue, and the blocks whose files are to go."""
-    statements: list[Statement] = []
-    doomed: set[BlockHash] = set()
-    for job in batch:
-        match job:
-            case WriteBlock() if file := written.get(job.ticket):
-                statements.append(rows.put_block(file, job.ticket.clock))
-                doomed.discard(job.block.hash)
-            case RecordHead():
-                statements += map(rows.drop_head, job.recorded.gone)
-                statements.append(rows.put_head(job.agent_id, job.recorded.head))
-            case DeleteBlock():
-                statements.append(rows.drop_block(job.block_hash))
-                doomed.add(job.block_hash)
-            case _:
-                pass
-    return statements, doomed
 
 
 def _errno_name(error: Exception) -> str:

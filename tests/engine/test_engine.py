@@ -117,9 +117,8 @@ async def test_a_match_is_exact_to_the_token_and_generated_tokens_count(tmp_path
         first = await ask(engine, prompt)
         other = (*prompt[:500], *prompt[501:])
         assert (await ask(engine, other, "ben")).cached == 500
-        agent = engine.agent("ann")
-        assert agent is not None
-        assert agent.num_tokens == len(prompt) + first.finished.completion_tokens
+        [head] = engine.agents.one("ann").heads
+        assert head.num_tokens == len(prompt) + first.finished.completion_tokens
         assert (await ask(engine, (5, 6, 7), "cleo")).cached == 0
 
 
@@ -145,9 +144,9 @@ async def test_closing_cancels_and_what_was_computed_is_kept(tmp_path: Path) -> 
                 if isinstance(event, Delta) and event.num_tokens >= 20:
                     break
         await ask(engine, "Hello!", "ben")  # a turn later
-        agent = engine.agent("ann")
-        assert engine.num_active == 0 and agent is not None
-        assert agent.num_tokens >= len(prompt) + 19
+        [head] = engine.agents.one("ann").heads
+        assert engine.num_active == 0
+        assert head.num_tokens >= len(prompt) + 19
 
 
 async def test_limits(tmp_path: Path) -> None:
@@ -260,8 +259,8 @@ async def test_hurry_ends_an_endless_answer_at_once_and_keeps_it(tmp_path: Path)
         assert (await engine.drain(60, hurry))["ended"] == 1
         await task
         assert ends == [FinishReason.SHUTDOWN]
-        agent = engine.agent("ann")
-        assert agent is not None and agent.num_tokens > len(prompt) + 9
+        [head] = engine.agents.one("ann").heads
+        assert head.num_tokens > len(prompt) + 9
 
 
 async def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:

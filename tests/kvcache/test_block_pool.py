@@ -32,13 +32,15 @@ PAYLOADS = {b: np.full(5 + 7 * (i % 5), i, np.uint8) for i, b in enumerate(BLOCK
 
 
 class PoolWalk(RuleBasedStateMachine):
-    """The model: how often each present block is held, and when each was last used."""
+    """The model: how often each present block is held, when each was last used, and which were
+    dropped while they were held."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockPool(BUDGET)
         self.held: dict[Block, int] = {}
         self.used: dict[Block, int] = {}
+        self.doomed: set[Block] = set()
         self.now = 0
 
     def use(self, chain: tuple[Block, ...]) -> None:
@@ -67,6 +69,7 @@ class PoolWalk(RuleBasedStateMachine):
         assert put == (present or held + size <= BUDGET)
         gone = [b for b in before if b.hash not in self.pool]
         assert put or not gone
+        self.doomed.discard(block)
         self.evicted(gone, size)
         if put and not present:
             self.held[block] = 0
@@ -100,6 +103,9 @@ class PoolWalk(RuleBasedStateMachine):
         block = data.draw(st.sampled_from(held))
         self.pool.release(block.hash)
         self.held[block] -= 1
+        if block in self.doomed and not self.held[block]:
+            self.doomed.remove(block)
+            self.forget(block)
 
     @rule(block=blocks)
     def use_chain(self, block: Block) -> None:
@@ -111,11 +117,13 @@ class PoolWalk(RuleBasedStateMachine):
         self.pool.drop(block.hash)
         if self.held.get(block) == 0:
             self.forget(block)
+        elif block in self.held:
+            self.doomed.add(block)
 
     @rule()
     def clear(self) -> None:
         assert self.pool.clear() == sum(n > 0 for n in self.held.values())
-        self.held, self.used = {}, {}
+        self.held, self.used, self.doomed = {}, {}, set()
 
     @invariant()
     def same(self) -> None:
@@ -124,8 +132,9 @@ class PoolWalk(RuleBasedStateMachine):
         for block in BLOCKS:
             there = block in self.held
             assert (block.hash in self.pool) == there
-            assert self.pool.find(block.hash) == (block if there else None)
-            below = {b for b in self.held if b.parent == block.hash}
+            known = there and block not in self.doomed
+            assert self.pool.find(block.hash) == (block if known else None)
+            below = {b for b in self.held if b.parent == block.hash and b not in self.doomed}
             assert set(self.pool.children(block.hash)) == below
         assert self.pool.num_bytes == sum(PAYLOADS[b].nbytes for b in self.held) <= BUDGET
 

@@ -15,10 +15,7 @@ SHUTDOWN = (ROOT / "docs/shutdown.md").read_text("utf-8")
 
 def test_every_route_is_described() -> None:
     for route in app.ROUTES:
-        assert (
-            route.path.replace("_id:path}", "}").replace("{model", "{id").replace("{agent", "{id")
-            in API
-        )
+        assert re.sub(r"{\w+(:path)?}", "{id}", route.path) in API
 
 
 def test_every_cause_of_a_miss_is_described() -> None:

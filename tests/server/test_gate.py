@@ -6,8 +6,9 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
+from agent_memory.errors import Refused
 from agent_memory.server import gate
-from agent_memory.server.gate import Refused, check_host, check_json, check_origin, read_body
+from agent_memory.server.gate import check_host, check_json, check_origin, read_body
 
 OURS = [
     "localhost",

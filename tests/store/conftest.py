@@ -77,11 +77,12 @@ class Opener:
             self.state.close()
             self._open = None
 
-    def put(self, *blocks: Block) -> list[bool]:
+    def put(self, *blocks: Block, agent_id: str | None = None) -> list[bool]:
         """Put them and wait.  Whether each is present."""
         told: SimpleQueue[tuple[BlockHash, bool]] = SimpleQueue()
         for block in blocks:
-            self.store.put(block, self.payload_of(block), self.spec, lambda *a: told.put(a))
+            payload = self.payload_of(block)
+            self.store.put(block, payload, self.spec, lambda *a: told.put(a), agent_id)
         answers = dict(told.get(timeout=10) for _ in blocks)
         return [answers[block.hash] for block in blocks]
 

@@ -15,7 +15,7 @@ import pytest
 
 from agent_memory.block import Block, BlockHash, chain
 from agent_memory.kv_spec import KVSpec
-from agent_memory.store.writer import OnWritten
+from agent_memory.store.jobs import OnWritten
 from tests.store.conftest import Opener, PayloadOf
 
 
@@ -228,9 +228,9 @@ def test_after_close_everything_is_answered(opener: Opener, blocks: list[Block])
 def test_close_settles_what_waits(opener: Opener, spec: KVSpec) -> None:
     store, told = opener.open(), list[bool]()
     many = [chain(spec.fingerprint, [n])[0] for n in range(50)]
-    for block in many:
+    for n, block in enumerate(many):
         store.put(block, opener.payload_of(block), spec, lambda _, present: told.append(present))
-        store.record("a", spec.fingerprint, [block])
+        store.record(str(n), spec.fingerprint, [block])
     assert store.close(10)
     assert told == [True] * 50
 

@@ -36,7 +36,7 @@ def test_transitions(events: str, present: bool, pending: bool) -> None:
     for event in events.split():
         match event:
             case "expect":
-                tickets.append(catalog.expect(block.hash, 900))
+                tickets.append(catalog.expect(block, 900))
             case "written":
                 catalog.settle(tickets.pop(0), file_of(block))
             case "failed":
@@ -50,15 +50,15 @@ def test_transitions(events: str, present: bool, pending: bool) -> None:
 
 def test_only_the_latest_expectation_of_an_absent_block_is_wanted() -> None:
     catalog, block = Catalog(), BLOCKS[0]
-    old = catalog.expect(block.hash, 1)
+    old = catalog.expect(block, 1)
     catalog.forget(block.hash)
-    first, second = (catalog.expect(block.hash, 1) for _ in range(2))
+    first, second = (catalog.expect(block, 1) for _ in range(2))
     assert [catalog.wanted(ticket) for ticket in (old, first, second)] == [False, True, True]
     assert not catalog.settle(old, None)
     assert catalog.settle(first, file_of(block))
     assert not catalog.wanted(second)
     assert catalog.settle(second, None)
-    late = catalog.expect(block.hash, 1)
+    late = catalog.expect(block, 1)
     assert not catalog.wanted(late)
     assert catalog.settle(late, None)
     assert catalog.pending_bytes == 0
@@ -70,7 +70,7 @@ def test_a_file_written_later_is_not_forgotten_for_the_one_before() -> None:
     bad, good = file_of(block), file_of(block)
     catalog.load(bad, 1)
     assert catalog.forget_file(bad)
-    catalog.settle(catalog.expect(block.hash, 1), good)
+    catalog.settle(catalog.expect(block, 1), good)
     assert not catalog.forget_file(bad)
     assert catalog.file(block.hash) is good
 
@@ -97,7 +97,7 @@ def test_uses_are_ordered_and_taken_once() -> None:
     catalog.touch([BLOCKS[2].hash, BLOCKS[0].hash, ROOT])
     assert sorted(catalog.take_touched()) == sorted([(BLOCKS[2].hash, 11), (BLOCKS[0].hash, 12)])
     assert catalog.take_touched() == []
-    assert catalog.expect(BLOCKS[3].hash, 1).clock == 13
+    assert catalog.expect(BLOCKS[3], 1).clock == 13
 
 
 def test_random_walk() -> None:
@@ -107,7 +107,7 @@ def test_random_walk() -> None:
         block = rng.choice(BLOCKS)
         match rng.randrange(4):
             case 0:
-                waiting.append((block, catalog.expect(block.hash, 7)))
+                waiting.append((block, catalog.expect(block, 7)))
             case 1 if waiting:
                 block, ticket = waiting.pop(0)
                 file = None

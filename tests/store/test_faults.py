@@ -16,9 +16,10 @@ from structlog.testing import capture_logs
 from agent_memory.block import Block, chain
 from agent_memory.kv_spec import KVSpec
 from agent_memory.metrics import Metrics
+from agent_memory.store.jobs import Quarantine, WriteBlock
 from agent_memory.store.recover import recover
 from agent_memory.store.state_dir import StateDir
-from agent_memory.store.writer import Quarantine, WriteBlock, Writer
+from agent_memory.store.writer import Writer
 from tests.store.conftest import Opener
 
 
@@ -244,11 +245,11 @@ def test_a_good_file_is_not_quarantined_for_the_bad_one_before_it(
 ) -> None:
     """The writer told late: the file it is told of has been replaced."""
     state, metrics, told = StateDir.open(opener.path), Metrics(), SimpleQueue[bool]()
-    index, catalog, _ = recover(state, metrics)
-    writer = Writer(state, index, catalog, metrics)
+    index, catalog, agents = recover(state, metrics)
+    writer = Writer(state, index, catalog, agents, metrics)
     files = []
     for _ in range(2):
-        ticket = catalog.expect(blocks[0].hash, 1)
+        ticket = catalog.expect(blocks[0], 1)
         payload = opener.payload_of(blocks[0])
         writer.submit(WriteBlock(blocks[0], payload, spec, ticket, lambda _, ok: told.put(ok)))
         assert told.get(timeout=5)

@@ -1,0 +1,313 @@
+"""An agent out of the store into one file, and in again.
+
+Knows that what goes out must not change while it goes, and that what comes in is proven whole
+before any of it is kept.  Methods are for the event loop; what reads or writes files runs in worker
+threads, at most a few blocks of an agent are in memory at a time.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from agent_memory.block import Block, BlockHash
+from agent_memory.engine import archive
+from agent_memory.engine.agent_verbs import FLUSH_S, AgentVerbs
+from agent_memory.engine.agent_views import spans
+from agent_memory.engine.archive import ArchivedBlock, ArchivedHead, ArchiveReader, Manifest
+from agent_memory.engine.mailbox import Mailbox
+from agent_memory.engine.step_loop import StepLoop
+from agent_memory.errors import Conflict, EngineFailed, Unavailable
+from agent_memory.kv_spec import KVSpec
+from agent_memory.kvcache.block_pool import BlockPool
+from agent_memory.store.agents import Agent
+from agent_memory.store.block_store import BlockStore
+from agent_memory.store.files import Bytes
+from agent_memory.store.format import BlockFile, Rejected, decode, encode, identify
+from agent_memory.store.heads import Head
+from agent_memory.store.held import HeldFile
+
+MAX_ON_THEIR_WAY = 8
+"""Blocks of an import that wait for the writer."""
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The one that is served."""
+
+    id: str
+    spec: KVSpec
+    vocab_size: int
+
+    @classmethod
+    def of(cls, steps: StepLoop) -> "Model":
+        loaded = steps.loaded
+        return cls(loaded.id, loaded.proven.spec, loaded.proven.vocab_size)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeFile:
+    """A block file that was made in memory."""
+
+    file: BlockFile
+    raw: Bytes
+
+    def read(self, spec: KVSpec) -> Bytes:
+        return self.raw
+
+    def close(self) -> None:
+        pass
+
+
+class Gone(Exception):
+    """A block went between look-up and use: look again."""
+
+
+class Export:
+    """A snapshot of an agent's heads.  Close it, read or not."""
+
+    def __init__(self, agent: Agent, model: Model) -> None:
+        self._model = model
+        self._pieces: dict[BlockHash, HeldFile | WholeFile] = {}
+        self._heads = [h for h in agent.heads if h.fingerprint == model.spec.fingerprint]
+        self._agent_id = agent.id
+
+    def hold(self, store: BlockStore, in_pool: Callable[[Block], Bytes | None]) -> None:
+        """Whatever becomes of the agent, this stays.  Raises Gone."""
+        archived = [self._hold_head(head, store, in_pool) for head in self._heads]
+        files = [piece.file for piece in self._pieces.values()]
+        self.manifest = Manifest(
+            agent=self._agent_id,
+            model=self._model.id,
+            fingerprint=self._model.spec.fingerprint,
+            heads=tuple(archived),
+            blocks=tuple(ArchivedBlock(f.block.hash, f.file_bytes, f.checksum) for f in files),
+        )
+        self.num_bytes = self.manifest.archive_bytes
+
+    def _hold_head(
+        self, head: Head, store: BlockStore, in_pool: Callable[[Block], Bytes | None]
+    ) -> ArchivedHead:
+        blocks = []
+        for block, count in spans(head):
+            used = block if count == block.num_tokens else _beginning(block, count)
+            if used.hash not in self._pieces:
+                piece = store.hold(block) or self._made(block, in_pool(block))
+                self._pieces[used.hash] = piece if used is block else self._cut(piece, used, block)
+            blocks.append(used.hash)
+        return ArchivedHead(head.num_tokens, head.turns, tuple(blocks))
+
+    def _made(self, block: Block, payload: Bytes | None) -> WholeFile:
+        if payload is None:
+            raise Gone
+        file, pieces = encode(block, payload, self._model.spec)
+        return WholeFile(file, np.frombuffer(b"".join(pieces), np.uint8))
+
+    def _cut(self, piece: HeldFile | WholeFile, used: Block, block: Block) -> WholeFile:
+        """What was rewound away is not given away."""
+        spec = self._model.spec
+        try:
+            with closing(piece):
+                payload = decode(piece.read(spec), piece.file, spec)
+        except (Rejected, OSError) as error:
+            raise Gone from error
+        return self._made(used, beginning_of(payload, spec, block.num_tokens, used.num_tokens))
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The file.  Raises EngineFailed where a block turns out to be damaged."""
+        yield self.manifest.head()
+        for block, piece in zip(self.manifest.blocks, self._pieces.values(), strict=True):
+            yield archive.header(block.name, block.file_bytes)
+            try:
+                raw = await asyncio.to_thread(piece.read, self._model.spec)
+            except (Rejected, OSError) as error:
+                raise EngineFailed(
+                    f"A block of '{self._agent_id}' cannot be read: {error}. What was exported "
+                    "so far is of no use."
+                ) from error
+            yield raw.tobytes()
+            yield archive.padding(block.file_bytes)
+        yield archive.END
+
+    def close(self) -> None:
+        for piece in self._pieces.values():
+            piece.close()
+
+
+class Transfer:
+    def __init__(
+        self, store: BlockStore, pool: BlockPool, mailbox: Mailbox, verbs: AgentVerbs
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._mailbox = mailbox
+        self._verbs = verbs
+        self._importing = asyncio.Lock()
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────
+
+    async def export(self, agent_id: str) -> Export:
+        """Raises NotFound, and Conflict if the agent has nothing in mind under this model."""
+        model = Model.of(self._verbs.working())
+        for _ in range(_ATTEMPTS):
+            self._store.agents.known(agent_id)
+            await asyncio.to_thread(self._store.flush, FLUSH_S)
+            export = _export(self._store.agents.known(agent_id), model)
+            try:
+                await asyncio.to_thread(export.hold, self._store, self._in_pool)
+            except BaseException as error:
+                await asyncio.to_thread(export.close)
+                if not isinstance(error, Gone):
+                    raise
+            else:
+                return export
+        raise Unavailable(
+            f"Not all of '{agent_id}' can be read just now. Ask again.",
+            reason="busy",
+            retry_after=5,
+        )
+
+    def _in_pool(self, block: Block) -> Bytes | None:
+        """A copy of the payload of a block that is in RAM only.  Worker thread."""
+
+        def copy() -> Bytes | None:
+            if self._pool.find(block.hash) is None:
+                return None
+            payload = self._pool.hold(block.hash).copy()
+            self._pool.release(block.hash)
+            return payload
+
+        return self._mailbox.call(copy).result(FLUSH_S)
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────
+
+    async def receive(self, file: BinaryIO, name: Callable[[str], str]) -> str:
+        """Keep what `file` holds; -> the agent's name, which `name` makes from that in the file.
+
+        Raises BadRequest, Conflict or Unavailable; then there is no agent of that name.
+        """
+        model = Model.of(self._verbs.working())
+        async with self._importing:
+            return await asyncio.to_thread(self._receive, file, model, name)
+
+    def _receive(self, file: BinaryIO, model: Model, name: Callable[[str], str]) -> str:
+        """Worker thread.  Twice through the file: first to prove it, then to keep it."""
+        manifest = ArchiveReader(file).manifest
+        if manifest.fingerprint != model.spec.fingerprint:
+            raise _other_model(manifest, model)
+        agent_id = name(manifest.agent)
+        self._refuse_taken(agent_id)
+        file.seek(0)
+        files = {found.block.hash: found for found, _ in proven(file, model)}
+        chains = [_chain(head, files, model) for head in manifest.heads]
+        file.seek(0)
+        self._keep(agent_id, file, model, manifest.blocks)
+        self._refuse_taken(agent_id)
+        for head, chain in reversed(list(zip(manifest.heads, chains, strict=True))):
+            self._store.adopt(agent_id, model.spec.fingerprint, chain, head.turns)
+        self._store.flush(FLUSH_S)
+        return agent_id
+
+    def _keep(
+        self, agent_id: str, file: BinaryIO, model: Model, blocks: Sequence[ArchivedBlock]
+    ) -> None:
+        """Have every block written that is not there yet."""
+        room, missing = threading.Semaphore(MAX_ON_THEIR_WAY), list[BlockHash]()
+
+        def written(block_hash: BlockHash, present: bool) -> None:
+            if not present:
+                missing.append(block_hash)
+            room.release()
+
+        for found, payload in proven(file, model):
+            room.acquire()
+            if missing:
+                break
+            if self._store.find(found.block.hash) or self._store.pending(found.block.hash):
+                room.release()
+            else:
+                self._store.put(found.block, payload, model.spec, written, agent_id)
+        self._store.flush(FLUSH_S)
+        if missing or any(self._store.find(block.hash) is None for block in blocks):
+            raise Unavailable(
+                "Not all blocks could be written; the log says why. The agent was not imported.",
+                reason="not_written",
+                retry_after=60,
+            )
+
+    def _refuse_taken(self, agent_id: str) -> None:
+        if self._store.agents.get(agent_id) is not None:
+            raise Conflict(
+                f"There is an agent '{agent_id}' already. Import it under another name with "
+                "?name=…, or delete that one first.",
+                param="name",
+                code="agent_exists",
+            )
+
+
+def _export(agent: Agent, model: Model) -> Export:
+    if all(head.fingerprint != model.spec.fingerprint for head in agent.heads):
+        raise Conflict(
+            f"'{agent.id}' has nothing in mind under the model that is served, '{model.id}'. "
+            "Serve the one it talked to.",
+            code="other_model",
+        )
+    return Export(agent, model)
+
+
+def proven(file: BinaryIO, model: Model) -> Iterator[tuple[BlockFile, Bytes]]:
+    """(block, payload) of each block in the file.  Raises BadRequest at the first doubtful one."""
+    reader = ArchiveReader(file)
+    for expected in reader.manifest.blocks:
+        raw = np.frombuffer(reader.block(expected), np.uint8)
+        try:
+            found = identify(raw)
+            payload = decode(raw, found, model.spec)
+        except Rejected as error:
+            raise archive.damaged(f"a block has the wrong {error.reason}") from error
+        if (found.block.hash, found.checksum) != (expected.hash, expected.checksum):
+            raise archive.damaged("a block is not the one it should be")
+        ids = np.frombuffer(found.block.tokens, "<i4")
+        if ids.min() < 0 or ids.max() >= model.vocab_size:
+            raise archive.damaged("it holds token ids that the model does not know")
+        yield found, payload
+    reader.end()
+
+
+def _chain(
+    head: ArchivedHead, files: dict[BlockHash, BlockFile], model: Model
+) -> tuple[Block, ...]:
+    chain = tuple(files[block_hash].block for block_hash in head.blocks)
+    parents = (model.spec.fingerprint, *head.blocks)
+    for parent, block in zip(parents, chain, strict=False):
+        if block.parent != parent or not (block.full or block is chain[-1]):
+            raise archive.damaged("its blocks do not follow one another")
+    if head.num_tokens != sum(block.num_tokens for block in chain):
+        raise archive.damaged("a conversation is not as long as it says")
+    return chain
+
+
+def _other_model(manifest: Manifest, model: Model) -> Conflict:
+    return Conflict(
+        f"The file is of the model '{manifest.model}' ({manifest.fingerprint.hex()[:16]}), this "
+        f"server serves '{model.id}' ({model.spec.fingerprint.hex()[:16]}). Memory fits only the "
+        "very model and --kv-bits it was made with: serve that one and import it there.",
+        code="other_model",
+    )
+
+
+def _beginning(block: Block, num_tokens: int) -> Block:
+    return Block.of(block.parent, block.tokens[: 4 * num_tokens])
+
+
+def beginning_of(payload: Bytes, spec: KVSpec, num_tokens: int, count: int) -> Bytes:
+    """The payload of the first `count` tokens of one of `num_tokens`."""
+    cut = np.empty(spec.payload_bytes(count), np.uint8)
+    for slot, source in zip(spec.slots(count), spec.slots(num_tokens), strict=True):
+        slot.view(cut)[...] = source.view(payload)[:, :, :count]
+    return cut
