@@ -8,6 +8,7 @@ SQLite's own operations are not seen.  A commit is one operation, and its files 
 are after it: that a commit is atomic and durable is what SQLite is trusted with.
 """
 
+import io
 import os
 import sqlite3
 import threading
@@ -20,6 +21,8 @@ from types import TracebackType
 from typing import Any
 
 import pytest
+
+from agent_memory.store import files
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class Disk:
                 return db
 
             patch.setattr(sqlite3, "connect", connected)
+            patch.setattr(files, "open", self._file, raising=False)
             yield self
 
     def before(self, kind: str, path: str) -> None:
@@ -123,6 +127,12 @@ class Disk:
                 self._numbers.pop(within, None)
                 self._write_down(Op("create", within, number=self._number(within)))
         return fd
+
+    def _file(self, fd: int, mode: str, buffering: int) -> io.FileIO:
+        file = _File(fd, mode)
+        file.disk = self
+        file.path = self._opened.get(fd)
+        return file
 
     def _write(self, real: Callable[..., int], fd: int, data: Any) -> int:
         path = self._opened.get(fd)
@@ -230,6 +240,18 @@ _WATCHED: dict[str, Callable[..., Any]] = {
     "scandir": Disk._looked,
     "listdir": Disk._looked,
 }
+
+
+class _File(io.FileIO):
+    """Open for reading."""
+
+    disk: Disk
+    path: str | None
+
+    def readinto(self, into: Any) -> int:
+        if self.path is not None:
+            self.disk.before("read", self.path)
+        return super().readinto(into)
 
 
 class _Connection(sqlite3.Connection):
