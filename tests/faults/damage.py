@@ -49,7 +49,23 @@ def bad_length(raw: bytearray, rng: Random) -> None:
     raw[:8] = rng.choice(near + far).to_bytes(8, "little")
 
 
-ODD: list[Any] = [None, True, 0, -1, 3.0, 1e300, 10**50, "", "00", "ü", [], [[]], {}, {"a": 1}, "zz"]
+ODD: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    3.0,
+    1e300,
+    10**50,
+    "",
+    "00",
+    "ü",
+    [],
+    [[]],
+    {},
+    {"a": 1},
+    "zz",
+]
 
 
 def hostile_header(raw: bytearray, rng: Random) -> None:

@@ -74,3 +74,136 @@ def found_is_refused(raw: bytearray, block: Block, opener: Opener) -> None:
         return
     assert file.block == block
     np.testing.assert_array_equal(payload, opener.payload_of(block))
+
+
+def gone(path: str, other: bytes) -> None:
+    os.unlink(path)
+
+
+def another_block(path: str, other: bytes) -> None:
+    _replace(path, other)
+
+
+def rewritten(path: str, other: bytes) -> None:
+    """In place, under the reader's eyes."""
+    Path(path).write_bytes(other)
+
+
+def shorter(path: str, other: bytes) -> None:
+    os.truncate(path, 3000)
+
+
+def longer(path: str, other: bytes) -> None:
+    os.truncate(path, 1 << 20)
+
+
+def shut(path: str, other: bytes) -> None:
+    os.chmod(path, 0)
+
+
+def a_folder(path: str, other: bytes) -> None:
+    os.unlink(path)
+    os.mkdir(path)
+
+
+def a_link(path: str, other: bytes) -> None:
+    os.rename(path, path + ".kept")
+    os.symlink(path + ".kept", path)
+
+
+def a_pipe(path: str, other: bytes) -> None:
+    os.unlink(path)
+    os.mkfifo(path)
+
+
+def _replace(path: str, data: bytes) -> None:
+    Path(path + ".new").write_bytes(data)
+    os.replace(path + ".new", path)
+
+
+SWITCHES = [gone, another_block, rewritten, shorter, longer, shut, a_folder, a_link, a_pipe]
+
+
+class Switch:
+    """Changes the file just before the reader's first operation of one kind on it."""
+
+    def __init__(self, opener: Opener, block: Block, moment: str, change: Callable[..., None]):
+        self.path = str(opener.file(block).relative_to(opener.path))
+        self.moment, self.change = moment, change
+        self.whole = str(opener.file(block))
+        self.other = opener.file(block).read_bytes()[:-1] + b"?"
+        self.done = False
+
+    def __call__(self, kind: str, path: str) -> None:
+        if not self.done and (kind, path) == (self.moment, self.path):
+            self.done = True
+            self.change(self.whole, self.other)
+
+
+@sized(short=27, full=200)
+def test_switched_while_it_is_read(num_cases: int, fast: Opener, suite: NewSuite) -> None:
+    rng, spec = Random(SEED), fast.spec
+    block = chain(spec.fingerprint, range(200))[0]
+    combinations = [(moment, change) for moment in ("look", "open", "read") for change in SWITCHES]
+    rng.shuffle(combinations)
+    with suite("F6 switched while it is read", num_cases, SEED) as cases, capture_logs():
+        for n in range(num_cases):
+            moment, change = combinations[n % len(combinations)]
+            with cases.case((moment, change.__name__)):
+                fast.open()
+                fast.put(block)
+                with Disk(fast.path).watched() as disk:
+                    switch = Switch(fast, block, moment, change)
+                    disk.fault = switch
+                    fast.read(block)
+                    disk.fault = lambda kind, path: None
+                assert switch.done
+                fast.read(block)  # what is there now, if it was read before the change
+                assert fast.put(block) == [True] and fast.read(block)
+                fast.close()
+                shutil.rmtree(fast.path)
+
+
+@pytest.fixture
+def indexed(fast: Opener) -> tuple[Opener, Tree, list[Block]]:
+    """A store whose index is partly in its log still, as a killed process leaves it."""
+    blocks = chain(fast.spec.fingerprint, range(700))
+    others = chain(fast.spec.fingerprint, range(5000, 5300))
+    store = fast.open()
+    fast.put(*blocks)
+    store.record("ada", fast.spec.fingerprint, blocks)
+    fast.open()
+    fast.put(*others)
+    fast.store.record("ben", fast.spec.fingerprint, others)
+    assert fast.store.flush(10)
+    tree = Tree.of(fast.path)
+    fast.close()
+    shutil.rmtree(fast.path)
+    return fast, tree, [*blocks, *others]
+
+
+@sized(short=60, full=1000)
+def test_damaged_index(
+    num_cases: int, indexed: tuple[Opener, Tree, list[Block]], suite: NewSuite
+) -> None:
+    opener, tree, blocks = indexed
+    rng = Random(SEED)
+    with suite("F7 damaged index", num_cases, SEED) as cases, capture_logs():
+        for n in range(num_cases):
+            damage, name = rng.choice(INDEX), rng.choice(["index.db", "index.db-wal"])
+            with cases.case((n, damage.__name__, name)):
+                raw = bytearray(tree.files[name])
+                damage(raw, rng)
+                Tree(tree.folders, tree.files | {name: bytes(raw)}).write(opener.path)
+                store = opener.open()
+                for block in blocks:
+                    assert store.find(block.hash) in (block, None)
+                    opener.read(block)
+                assert all(opener.put(*blocks))
+                store.record("ada", opener.spec.fingerprint, blocks[:3])
+                opener.open()
+                assert all(opener.read(block) for block in blocks)
+                agent = opener.store.agents.get("ada")
+                assert agent is not None and agent.heads[0].chain == tuple(blocks[:3])
+                opener.close()
+                shutil.rmtree(opener.path)
