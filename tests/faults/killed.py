@@ -1,15 +1,20 @@
-"""What runs in processes that get killed: a store being written to, a lock being held."""
+"""What runs in processes that get killed: a store being written to, a lock being held;
+and what must not run as root."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+import structlog
 
 from agent_memory.block import Block, BlockHash, chain
+from agent_memory.errors import StateDirError
 from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
 from agent_memory.metrics import Metrics
 from agent_memory.store.block_store import BlockStore
@@ -19,6 +24,7 @@ from agent_memory.store.state_dir import StateDir
 FORM = TensorFormat(64, "BF16")
 SPEC = KVSpec((LayerGroup("full", (0,), 1, FORM, FORM),), "killed")
 TOKENS_A_TURN = 90
+NOBODY = 65534
 
 _FORKS = multiprocessing.get_context("forkserver")
 """A process that has imported all this, and has one thread, forks in milliseconds."""
@@ -79,3 +85,24 @@ def child(run: Callable[..., None], *args: Any) -> Iterator[tuple[Any, Connectio
         process.kill()
         process.join()
         here.close()
+
+
+def open_as_nobody(tell: Connection, path: Path, blocks: list[Block]) -> None:
+    """Tells b"opened" and how many of the blocks it can read, or what the start error says."""
+    if os.geteuid() == 0:
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    try:
+        state = StateDir.open(path)
+        store = BlockStore.open(state, Metrics())
+    except StateDirError as error:
+        tell.send_bytes(str(error).encode())
+        return
+    told: SimpleQueue[bool] = SimpleQueue()
+    for block in blocks:
+        store.read(block, SPEC, lambda _, payload: told.put(payload is not None))
+    num_read = sum(told.get(timeout=10) for _ in blocks)
+    assert store.close(10)
+    state.close()
+    tell.send_bytes(b"opened %d" % num_read)
