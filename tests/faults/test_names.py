@@ -16,7 +16,7 @@ from agent_memory import kv_spec
 from agent_memory.block import Block, chain
 from agent_memory.errors import BadRequest
 from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
-from agent_memory.model.loader import model_digest
+from agent_memory.model.digests import model_digest
 from agent_memory.server.identity import agent_of, is_name
 from agent_memory.store.files import Bytes
 from tests.store.conftest import Opener
