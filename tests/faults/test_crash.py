@@ -16,7 +16,7 @@ import pytest
 
 from agent_memory.block import Block, BlockHash, chain
 from agent_memory.kv_spec import KVSpec
-from agent_memory.store.agents import is_prefix
+from tests.faults.chains import remembers
 from tests.faults.crash import Tree, cut
 from tests.faults.disk import Disk, Op
 from tests.store.conftest import Opener, PayloadOf
@@ -249,8 +249,8 @@ class Crashes:
             missing = [block for block in promised.blocks if not opener.read(block)]
             assert not missing, f"{len(missing)} promised blocks are gone"
             agent = store.agents.get(AGENT)
-            heads = [head.chain for head in agent.heads] if agent else []
-            assert not promised.head or any(is_prefix(promised.head, head) for head in heads)
+            heads = agent.heads if agent else ()
+            assert not promised.head or any(remembers(head, promised.head) for head in heads)
             found = {path.stem for path in (root / "blocks").rglob("*.safetensors")}
             blocks = [store.find(BlockHash(bytes.fromhex(name))) for name in found]
             good = {block.hash for block in blocks if block and opener.read(block)}

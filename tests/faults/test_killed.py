@@ -10,8 +10,8 @@ from pathlib import Path
 from random import Random
 
 from agent_memory.block import BlockHash
-from agent_memory.store.agents import is_prefix
 from agent_memory.store.state_dir import StateDir
+from tests.faults.chains import remembers
 from tests.faults.killed import (
     SPEC,
     child,
@@ -73,7 +73,7 @@ def check(opener: Opener, oracle: Oracle) -> None:
     for name, num_turns in oracle.turns.items():
         agent = store.agents.get(f"agent-{name}")
         assert agent is not None
-        assert is_prefix(conversation(name, num_turns), agent.heads[0].chain)
+        assert remembers(agent.heads[0], conversation(name, num_turns))
     opener.close()
 
 

@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 
 from agent_memory.block import BLOCK_TOKENS, Block, chain, common_tokens, token_bytes
 from agent_memory.kvcache.block_pool import BlockPool
-from agent_memory.store.agents import is_prefix
+from tests.faults.chains import remembers
 from tests.faults.damage import BLOCK_FILE
 from tests.faults.killed import SPEC, payload_of
 from tests.store.conftest import Opener
@@ -82,7 +82,7 @@ class Memory(RuleBasedStateMachine):
             self.let_go(let_go)
             self.heads[agent] = blocks
             newest = store.agents.get(agent)
-            assert newest is not None and is_prefix(blocks, newest.heads[0].chain)
+            assert newest is not None and remembers(newest.heads[0], blocks)
 
     def let_go(self, blocks: tuple[Block, ...]) -> None:
         self.promised.difference_update(blocks)
@@ -152,8 +152,8 @@ class Memory(RuleBasedStateMachine):
         for agent, blocks in self.heads.items():
             whole = list(takewhile(lambda block: self.opener.store.find(block.hash), blocks))
             found = self.opener.store.agents.get(agent)
-            heads = [head.chain for head in found.heads] if found else []
-            assert not whole or any(is_prefix(whole, head) for head in heads)
+            heads = found.heads if found else ()
+            assert not whole or any(remembers(head, whole) for head in heads)
 
     @precondition(lambda self: self.promised)
     @rule(seed=seeds)
