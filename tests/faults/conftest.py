@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.store.conftest import opener, payload_of, spec
+from agent_memory.kv_spec import KVSpec
+from tests.faults.stories import Crashes
+from tests.store.conftest import PayloadOf, opener, payload_of, spec
 
 __all__ = ["opener", "payload_of", "spec"]
 
@@ -26,3 +28,8 @@ def fast_folder(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def crashes(fast_folder: Path, spec: KVSpec, payload_of: PayloadOf) -> Crashes:
+    return Crashes(fast_folder, spec, payload_of)
