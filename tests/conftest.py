@@ -8,6 +8,8 @@ import pytest
 from agent_memory.model import loader
 from agent_memory.model.loader import LoadedModel
 
+pytest_plugins = ["tests.suites"]
+
 KV_BITS = [None, 8, 4]
 
 

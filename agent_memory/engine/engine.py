@@ -166,7 +166,8 @@ class Engine:
             log.info("model_loading", model=self.model_id, **self.progress)
 
         config = self._config
-        loaded = loader.load(self.model_id, config.kv_bits, config.kv_group_size, progress)
+        digests = config.state_dir / "run" / "digests.json"
+        loaded = loader.load(self.model_id, config.kv_bits, config.kv_group_size, progress, digests)
         proven = loaded.proven
         memory = Memory(proven.spec, self._pool, self._store, self._metrics, self._mailbox.send)
         self._store.expect(proven.spec, config.pool_bytes // SPARE_SHARE)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import xxhash
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from mlx.nn.layers.base import Module
@@ -21,6 +20,7 @@ from agent_memory import builtin
 from agent_memory.errors import ModelRefused
 from agent_memory.kvcache import attention
 from agent_memory.model import probe
+from agent_memory.model.digests import model_digest
 from agent_memory.model.probe import Proven
 from agent_memory.model.runner import HeadCut, Runner, rows_for_one_rounding
 from agent_memory.model.tokenizer import ChatTokenizer
@@ -44,15 +44,22 @@ class LoadedModel:
     defaults: SamplingParams
 
 
-def load(model_id: str, kv_bits: int | None, group_size: int, progress: Progress) -> LoadedModel:
-    """Raises ModelRefused with what is wrong and what to do."""
+def load(
+    model_id: str,
+    kv_bits: int | None,
+    group_size: int,
+    progress: Progress,
+    digests: Path | None = None,
+) -> LoadedModel:
+    """`digests`: where those of files are kept.  Raises ModelRefused with what is wrong and what to
+    do."""
     progress("files")
     path = find(model_id)
     progress("weights")
     model, config = _weights(path)
     tokenizer = ChatTokenizer(load_tokenizer(path, eos_token_ids=config.get("eos_token_id")))
     progress("fingerprint")
-    digest = model_digest(path)
+    digest = model_digest(path, digests)
     progress("self-test")
     attention.install(model)
     head = HeadCut(model)
@@ -100,18 +107,6 @@ def _weights(path: Path) -> tuple[Module, dict[str, Any]]:
     mx.eval(model.parameters())
     model.eval()
     return model, config
-
-
-def model_digest(path: Path) -> str:
-    """Changes with any byte that the KV depends on: weights, config, tokenizer."""
-    digest = xxhash.xxh3_128()
-    files = [*path.glob("model*.safetensors"), path / "config.json", path / "tokenizer.json"]
-    for file in sorted(files):
-        digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def context_length(config: dict[str, Any]) -> int:

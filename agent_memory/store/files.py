@@ -37,7 +37,8 @@ def write_new(path: Path, pieces: Iterable[Piece]) -> None:
 
 def read_file(path: Path, take: Callable[[int], Bytes] = _fresh) -> Bytes:
     """The whole file, in an array from `take`.  Shorter than its size if it shrinks meanwhile."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    # A pipe in its place must not make us wait for a writer: it is read as an empty file.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb", buffering=0) as file:
         raw = take(os.fstat(fd).st_size)
         rest = raw.data

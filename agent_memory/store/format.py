@@ -96,8 +96,10 @@ def identify(raw: Bytes) -> BlockFile:
         checksum = bytes.fromhex(about["data_xxh3_128"])
         fingerprint = bytes.fromhex(about["fingerprint"])
         parent = bytes.fromhex(about["parent"])
+        name = about["hash"]
         [num_tokens] = tensors["token_ids"]["shape"]
-        good = about["format"] == FORMAT and num_tokens in range(1, BLOCK_TOKENS + 1)
+        good = about["format"] == FORMAT and type(num_tokens) is int
+        good = good and num_tokens in range(1, BLOCK_TOKENS + 1)
     except (KeyError, TypeError, ValueError):
         raise Rejected("header") from None
     if not good or {len(fingerprint), len(parent)} != {HASH_BYTES}:
@@ -107,7 +109,7 @@ def identify(raw: Bytes) -> BlockFile:
     if _checksum(data.data) != checksum:
         raise Rejected("checksum")
     block = Block.of(BlockHash(parent), data[: 4 * num_tokens].tobytes())
-    if block.hash.hex() != about["hash"]:
+    if block.hash.hex() != name:
         raise Rejected("tokens")
     return BlockFile(block, BlockHash(fingerprint), raw.size, checksum)
 

@@ -182,6 +182,7 @@ def test_what_ships_recalls_what_it_was_told(documents: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.suite("built-in model made from the whole corpus", planned=1)
 def test_the_command_makes_and_evaluates_with_the_whole_corpus(tmp_path: Path) -> None:
     for module, *args in (("make", "--quick"), ("evaluate", "--cases", "1")):
         command = [sys.executable, "-m", f"benchmarks.builtin_model.{module}", str(tmp_path)]

@@ -24,6 +24,7 @@ from tests.e2e.conversations import (
     plain_answer,
 )
 from tests.process import Server
+from tests.suites import Cases, NewSuite
 
 ON_DISK_S = 1.0  # a turn that has ended is on disk within this
 END_S = 20
@@ -87,8 +88,9 @@ class Suite:
         return answer
 
 
-def run(folder: Path, kv_bits: int | None, count: int, seed: int) -> str:
-    """Hold them all; -> a report.  Raises AssertionError on the first that is wrong."""
+def run(folder: Path, kv_bits: int | None, cases: Cases) -> str:
+    """Hold them all; -> a report.  Raises AssertionError if too many answers part."""
+    count, seed = cases.planned, cases.seed or 0
     suite = Suite(folder, kv_bits)
     talks = conversations(count, seed)
     before = {talk.name: suite.hold(talk) for talk in talks}
@@ -96,20 +98,21 @@ def run(folder: Path, kv_bits: int | None, count: int, seed: int) -> str:
     for way in dict.fromkeys(talk.way for talk in talks):
         suite.restart(way)
         for talk in [talk for talk in talks if talk.way == way]:
-            messages = talk.last_request()
-            restored = Answer.of(suite.remembering, messages, talk.name)
-            assert restored.cached > 0, talk.name
-            if not talk.diverges:
-                assert restored.cached >= before[talk.name].prompt, talk.name
-            cold = suite.cold(talk, messages)
-            tokens += cold.completion
-            rivals = {"cold": cold.text}
-            if kv_bits is None:
-                rivals["plain mlx-lm"] = plain_answer(builtin_model(None), messages, 24)
-            for rival, text in rivals.items():
-                if text != restored.text:
-                    parting = judge(builtin_model(kv_bits), messages, restored.text, text)
-                    parted.append((talk.name, rival, parting))
+            with cases.case(talk.name):
+                messages = talk.last_request()
+                restored = Answer.of(suite.remembering, messages, talk.name)
+                assert restored.cached > 0, talk.name
+                if not talk.diverges:
+                    assert restored.cached >= before[talk.name].prompt, talk.name
+                cold = suite.cold(talk, messages)
+                tokens += cold.completion
+                rivals = {"cold": cold.text}
+                if kv_bits is None:
+                    rivals["plain mlx-lm"] = plain_answer(builtin_model(None), messages, 24)
+                for rival, text in rivals.items():
+                    if text != restored.text:
+                        parting = judge(builtin_model(kv_bits), messages, restored.text, text)
+                        parted.append((talk.name, rival, parting))
     suite.remembering.end()
     assert all(parting.is_tie for _, _, parting in parted), parted
     assert len(parted) <= (max(1, tokens // 1000) if kv_bits else 0), parted
@@ -123,12 +126,18 @@ def report(capsys: pytest.CaptureFixture[str], text: str) -> None:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("kv_bits", KV_BITS)
-def test_a_few(kv_bits: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report(capsys, run(tmp_path, kv_bits, count=6, seed=1))
+def test_a_few(
+    kv_bits: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str], suite: NewSuite
+) -> None:
+    with suite(f"restored is cold, kv {kv_bits or 'none'}", 6, 1) as cases:
+        report(capsys, run(tmp_path, kv_bits, cases))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kv_bits", KV_BITS)
-def test_fifty(kv_bits: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report(capsys, run(tmp_path, kv_bits, count=50, seed=2))
+def test_fifty(
+    kv_bits: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str], suite: NewSuite
+) -> None:
+    with suite(f"restored is cold, kv {kv_bits or 'none'}", 50, 2) as cases:
+        report(capsys, run(tmp_path, kv_bits, cases))

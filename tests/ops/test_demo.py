@@ -82,6 +82,7 @@ def test_for_people_there_is_a_table_and_a_kept_directory_to_go_on_with(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.suite("demo with a server that fails", planned=1)
 def test_a_server_that_does_not_end_cleanly_fails_the_demo(tmp_path: Path) -> None:
     done = demo(tmp_path, AGENT_MEMORY_FAILPOINTS="shutdown.unload_model")
     assert done.returncode == 1

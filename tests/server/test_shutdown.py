@@ -211,6 +211,7 @@ def test_shutdown(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.suite("shutdown, each way 20 times", planned=20 * len(CASES))
 @pytest.mark.parametrize("n", range(20))
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_shutdown_again_and_again(case: Case, n: int, tmp_path: Path) -> None:
@@ -223,6 +224,7 @@ def test_a_stage_that_raises(stage: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.suite("shutdown, each stage raises", planned=len(STAGES))
 @pytest.mark.parametrize("stage", STAGES)
 def test_any_stage_that_raises(stage: str, tmp_path: Path) -> None:
     raises_in(stage, tmp_path)
@@ -244,6 +246,7 @@ def raises_in(stage: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.suite("shutdown, a stage blocks", planned=1)
 def test_a_stage_that_blocks_everything_meets_the_hard_deadline(tmp_path: Path) -> None:
     with serving(tmp_path, drain_s=0, failpoint="shutdown.persist:block") as server:
         since = server.signal()

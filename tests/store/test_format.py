@@ -164,7 +164,11 @@ def test_a_block_under_another_name_is_not_identified(
 ) -> None:
     _, raw = file_of(block, payload, spec)
     parent, child = block.parent.hex().encode(), block.hash.hex().encode()
-    for lie in (raw.replace(child, parent), raw.replace(b'"parent":"', b'"parent":"00', 1)):
+    for lie in (
+        raw.replace(child, parent),
+        raw.replace(b'"parent":"', b'"parent":"00', 1),
+        raw.replace(b'"hash":', b'"hasi":', 1),
+    ):
         with pytest.raises(Rejected):
             identify(array(lie))
 
@@ -189,7 +193,7 @@ def test_hostile_headers_are_not_identified(text: bytes) -> None:
         identify(array(len(text).to_bytes(8, "little") + text + bytes(64)))
 
 
-@pytest.mark.parametrize("shape", [0, -1, BLOCK_TOKENS + 1, 1 << 40, True, 1.5, "1", None])
+@pytest.mark.parametrize("shape", [0, -1, BLOCK_TOKENS + 1, 1 << 40, True, 1.5, 100.0, "1", None])
 def test_hostile_token_counts_are_not_identified(
     spec: KVSpec, block: Block, payload: Bytes, shape: object
 ) -> None:

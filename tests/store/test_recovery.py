@@ -1,5 +1,6 @@
 """What a start makes of what it finds."""
 
+import os
 import random
 import shutil
 import signal
@@ -228,6 +229,18 @@ def test_a_planted_link_is_not_followed(opener: Opener, blocks: list[Block]) -> 
     path.symlink_to(kept)
     opener.open()
     assert present(opener, blocks) == [False, True, True]
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(
+    opener: Opener, blocks: list[Block]
+) -> None:
+    (opener.path / "index.db").unlink()
+    opener.file(blocks[0]).unlink()
+    os.mkfifo(opener.file(blocks[0]))
+    opener.open()
+    assert present(opener, blocks) == [False, True, True]
+    assert opener.metric("restore_rejected_total", reason="size") == 1
 
 
 @pytest.mark.parametrize("version", [b"1\n", b"", None], ids=repr)
