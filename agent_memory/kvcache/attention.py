@@ -15,6 +15,9 @@ float32 whatever the model's type (as in FlashDecoding, Dao et al. 2023):
 
     out = sum_p w_p * out_p,   w = softmax over parts of lse_p
 
+Decode rows that share a run attend to it together: their queries are stacked and the run is read
+once, packed or, where many queries stack on a CPU, dense.
+
 A sink, a score that every row sees and that has no value, is one more part.  A chunk reads its
 parts dense and concatenated, through the fused kernel.  In a layer with a window both read only
 what the rows may see.  Engine thread only.
@@ -30,11 +33,17 @@ from mlx.nn.layers.base import Module
 from agent_memory.errors import ModelRefused
 from agent_memory.kv_spec import LayerGroup
 from agent_memory.kvcache.packing import Packed, dense, pack, scores, weighted
+from agent_memory.kvcache.run import Run
 from agent_memory.kvcache.sequence_kv import SequenceKV, joined
 from agent_memory.kvcache.tail import Part
 
 Read = Literal["packed", "dense"]
+Over = tuple[mx.array, mx.array]
+"""Attention over one part alone [.., m, dim], and its log-sum-exp [.., m, 1]."""
+
 ATTENTION = "scaled_dot_product_attention"
+MANY_QUERIES = 16
+"""From so many on a CPU is faster when it unpacks a run for all of them; measured."""
 
 
 class Member(NamedTuple):
@@ -108,15 +117,21 @@ class Rows:
     def attend(self, queries: mx.array, scale: float, sinks: mx.array | None = None) -> mx.array:
         """queries [rows, heads, 1, dim], sinks [heads] -> [rows, heads, 1, v_dim]."""
         out, row = [], 0
+        over_runs = self._over_shared_runs(queries, scale)
         for kv, count, num_wanted in self.members:
             needed = num_wanted if self.is_last else count
             if needed < count:
                 out.append(mx.zeros((count - needed, *self._like(queries)), dtype=queries.dtype))
-            if needed:
-                q, parts = queries[row + count - needed : row + count], self._seen(kv, needed)
-                over = self._decode if needed == 1 else self._chunk
-                out.append(over(q, parts, scale, sinks))
             row += count
+            q = queries[row - needed : row]
+            if row - 1 in over_runs:
+                out.append(
+                    self._merged(q, kv.parts(self.layer)[1:], scale, sinks, over_runs[row - 1])
+                )
+            elif needed == 1:
+                out.append(self._decode(q, self._seen(kv, needed), scale, sinks))
+            elif needed:
+                out.append(self._chunk(q, self._seen(kv, needed), scale, sinks))
         if row < queries.shape[0]:  # rows that only pad the step
             padding = queries.shape[0] - row
             out.append(mx.zeros((padding, *self._like(queries)), dtype=queries.dtype))
@@ -158,17 +173,55 @@ class Rows:
         if self.read == "dense" or (len(parts) == 1 and self.group.k.bits is None):
             k, v = self._dense(parts)
             return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, sinks=sinks)
+        return self._merged(q, parts, scale, sinks)
+
+    def _merged(
+        self,
+        q: mx.array,
+        parts: list[Part],
+        scale: float,
+        sinks: mx.array | None,
+        *before: Over,
+    ) -> mx.array:
+        """One row [1, heads, 1, dim] over each part by itself, and over what is known `before`."""
         _, heads, _, dim = q.shape
         q = (q * scale).reshape(1, self.group.kv_heads, -1, dim)  # query heads of one KV head
         sink = None if sinks is None else sinks.reshape(1, self.group.kv_heads, -1, 1)
-        out = merge([self._over(q, part) for part in parts], sink)
+        out = merge([*before, *(self._over(q, part) for part in parts)], sink)
         return out.reshape(1, heads, 1, -1)
 
-    def _over(self, q: mx.array, part: Part) -> tuple[mx.array, mx.array]:
-        """-> (attention over this part alone, its log-sum-exp).
+    def _over_shared_runs(self, queries: mx.array, scale: float) -> dict[int, Over]:
+        """By row, for decode rows whose run others of this step have too."""
+        sharing: dict[int, tuple[Run, list[int]]] = {}
+        row = 0
+        for kv, count, num_wanted in self.members:
+            row += count
+            if (num_wanted if self.is_last else count) == 1 and kv.run and not self.group.window:
+                sharing.setdefault(id(kv.run), (kv.run, []))[1].append(row - 1)
+        over: dict[int, Over] = {}
+        for run, rows in sharing.values():
+            if len(rows) > 1:
+                over |= self._over_run(run, rows, queries[mx.array(rows)] * scale)
+        return over
 
-        With p = softmax(s), max(p) is 1 / sum(exp(s - max(s))): no exp is computed twice.
-        """
+    def _over_run(self, run: Run, rows: list[int], q: mx.array) -> dict[int, Over]:
+        """q [rows, heads, 1, dim]"""
+        n, _, _, dim = q.shape
+        heads = self.group.kv_heads
+        q = q.reshape(n, heads, -1, dim).transpose(1, 0, 2, 3).reshape(1, heads, -1, dim)
+        out, lse = self._over(q, self._unpacked(run.parts[self.layer], q.shape[2]))
+        apart = [x.reshape(heads, n, -1, x.shape[-1]).transpose(1, 0, 2, 3) for x in (out, lse)]
+        return {row: (apart[0][i : i + 1], apart[1][i : i + 1]) for i, row in enumerate(rows)}
+
+    def _unpacked(self, part: Part, num_queries: int) -> Part:
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        if self.read == "packed" and not (on_cpu and num_queries >= MANY_QUERIES):
+            return part
+        k, v = dense(part.k, self.group.k), dense(part.v, self.group.v)
+        return Part(part.start, (k,), (v,))
+
+    def _over(self, q: mx.array, part: Part) -> Over:
+        """With p = softmax(s), max(p) is 1 / sum(exp(s - max(s))): no exp is computed twice."""
         s = scores(q, part.k, self.group.k).astype(mx.float32)
         p = mx.softmax(s, axis=-1)
         lse = mx.max(s, axis=-1, keepdims=True) - mx.log(mx.max(p, axis=-1, keepdims=True))
@@ -187,8 +240,8 @@ def _span(packed: Packed, row: int, count: int) -> Packed:
     return rows if count == 1 else tuple(x.transpose(2, 1, 0, 3) for x in rows)
 
 
-def merge(parts: list[tuple[mx.array, mx.array]], sink: mx.array | None = None) -> mx.array:
-    """parts: (out [.., m, dim], lse [.., m, 1]) each, sink [.., m, 1] -> [.., m, dim]."""
+def merge(parts: list[Over], sink: mx.array | None = None) -> mx.array:
+    """sink [.., m, 1] -> [.., m, dim]."""
     if len(parts) == 1 and sink is None:
         return parts[0][0]
     lses = [lse for _, lse in parts] + ([] if sink is None else [sink.astype(mx.float32)])

@@ -1,7 +1,8 @@
 """K and V as they are stored: quantized once, or dense in the model's type.
 
 A packed tensor is what `TensorFormat.tensors` lists: (packed, scales, biases), or (dense,), each of
-shape [batch, heads, tokens, width].  Nothing else in the package looks inside one.  Quantizing is
+shape [batch, heads, tokens, width]; (dense,) is read as such whatever the format says.  Nothing
+else in the package looks inside one.  Quantizing is
 affine, in groups along the head dimension (Jacob et al. 2018, as in `mx.quantize`), so tokens never
 mix: packing a concatenation equals concatenating the packed, bit for bit.  Engine thread only.
 """
@@ -31,7 +32,7 @@ def pack(x: mx.array, form: TensorFormat) -> Packed:
 
 
 def dense(packed: Packed, form: TensorFormat) -> mx.array:
-    if form.bits is None:
+    if len(packed) == 1:
         return packed[0]
     w, scales, biases = packed
     return mx.dequantize(w, scales, biases, group_size=form.group_size, bits=form.bits)
@@ -39,7 +40,7 @@ def dense(packed: Packed, form: TensorFormat) -> mx.array:
 
 def scores(q: mx.array, keys: Packed, form: TensorFormat) -> mx.array:
     """q [.., m, dim] against keys [.., tokens, dim] -> [.., m, tokens]."""
-    if form.bits is None:
+    if len(keys) == 1:
         return q @ keys[0].swapaxes(-1, -2)
     w, scales, biases = keys
     return mx.quantized_matmul(
@@ -49,7 +50,7 @@ def scores(q: mx.array, keys: Packed, form: TensorFormat) -> mx.array:
 
 def weighted(p: mx.array, values: Packed, form: TensorFormat) -> mx.array:
     """p [.., m, tokens] times values [.., tokens, dim] -> [.., m, dim]."""
-    if form.bits is None:
+    if len(values) == 1:
         return p @ values[0]
     w, scales, biases = values
     return mx.quantized_matmul(

@@ -91,6 +91,36 @@ def test_each_row_attends_to_its_own_sequence_up_to_itself(
 
 
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("num_sharing", [2, 9])
+def test_rows_that_share_a_run_attend_as_each_alone(
+    num_sharing: int, read: Read, layer: int, bits: int | None
+) -> None:
+    """Beside rows with runs of their own, two sharing another, and a chunk after the same run."""
+    spec = small_spec(bits)
+    group = next(g for g in spec.groups if layer in g.layers)
+    own = [sequence(spec, 12, 3, seed) for seed in range(2)]
+    runs = [own[0].run, sequence(spec, 7, 1, 5).run]
+    kvs = [SequenceKV(spec, runs[0]) for _ in range(num_sharing)]
+    kvs += [SequenceKV(spec, runs[1]) for _ in range(2)]
+    for seed, kv in enumerate(kvs):
+        append(kv, 1 + seed % 3, seed)
+    chunk = SequenceKV(spec, runs[0])
+    append(chunk, 5, 77)
+    kvs = [own[1], *kvs[1::2], own[0], *kvs[::2], chunk]
+    counts = [1] * (len(kvs) - 1) + [4]
+    q = mx.random.normal((sum(counts), HEADS, 1, group.k.dim), key=mx.random.key(9))
+    members = [Member(kv, count, count) for kv, count in zip(kvs, counts, strict=True)]
+    out = np.array(Rows(layer, group, members, mx.zeros(sum(counts)), read).attend(q, SCALE))
+    at = 0
+    for kv, count in zip(kvs, counts, strict=True):
+        expected = textbook(np.array(q[at : at + count, :, 0], np.float64), kv, layer)
+        np.testing.assert_allclose(out[at : at + count, :, 0], expected, atol=1e-5)
+        at += count
+
+
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("read", READS)
 def test_the_last_layer_computes_what_is_wanted_and_only_that(read: Read, bits: int | None) -> None:
     spec = small_spec(bits)
