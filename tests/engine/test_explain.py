@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_memory import failpoint
 from agent_memory.block import Loss, common_tokens, token_bytes
 from agent_memory.engine.engine import Engine
 from agent_memory.engine.explain import Asked, Cause, cause_of
@@ -131,6 +132,23 @@ async def test_damaged_file(talk: Talk, tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         assert await cause(engine, talk, talk.second()) is Cause.DAMAGED_FILE
         assert await cause(engine, talk, talk.second()) is Cause.NONE
+
+
+async def test_no_memory_to_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = TALKS[0]
+    async with running(tmp_path) as engine:
+        await cause(engine, talk, talk.answered())
+        monkeypatch.setenv(failpoint.VARIABLE, "restore.grow")
+        assert await cause(engine, talk, talk.second()) is Cause.EVICTED
+        monkeypatch.delenv(failpoint.VARIABLE)
+        assert await cause(engine, talk, talk.second()) is Cause.NONE
+
+
+async def test_no_room_to_keep(tmp_path: Path) -> None:
+    talk = TALKS[0]
+    async with running(tmp_path, pool_bytes=1 << 20) as engine:
+        assert await cause(engine, talk, talk.answered()) is Cause.NEVER_SEEN
+        assert await cause(engine, talk, talk.second()) is Cause.EVICTED
 
 
 @talks
