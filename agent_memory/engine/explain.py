@@ -109,15 +109,16 @@ class Parting:
 
     @property
     def is_same_text(self) -> bool:
-        """Other tokens that spell the same, or the beginning of it where the memory ends."""
+        """Other tokens that spell the same, and so does what follows them, or the memory ends."""
         decode = self._tokenizer.decode
         ours = {decode(self._ours[:n]) for n in range(1, 1 + min(_SYNC, len(self._ours)))}
         theirs = {decode(self._theirs[:n]) for n in range(1, 1 + min(_SYNC, len(self._theirs)))}
-        if any(text and "\ufffd" not in text for text in ours & theirs):
-            return True
-        rest = decode(self._theirs) if len(self._theirs) <= _SYNC else ""
-        complete = bool(rest) and "\ufffd" not in rest
-        return complete and decode(self._ours).startswith(rest)
+        whole, remembered = decode(self._ours), decode(self._theirs)
+        if whole.startswith(remembered):
+            return bool(remembered) and "\ufffd" not in remembered
+        alike = len(os.path.commonprefix([whole, remembered]))
+        met = (len(text) for text in ours & theirs if text and "\ufffd" not in text)
+        return any(length + _OPENING <= alike for length in met)
 
     @property
     def has_less_reasoning(self) -> bool:
