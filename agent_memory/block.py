@@ -36,7 +36,7 @@ class Loss(StrEnum):
     EXPIRED = "expired"  # it was not used for too long
     DAMAGED = "damaged"  # its file was not what was written
     MISSING = "missing"  # its file was removed by somebody else
-    NO_ROOM = "no_room"  # there was no memory to bring it back
+    NO_ROOM = "no_room"  # there was no memory to keep it, or to bring it back
 
 
 def token_bytes(tokens: Sequence[int]) -> bytes:

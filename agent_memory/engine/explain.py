@@ -27,13 +27,13 @@ _PROBE = 48
 _OPENING = 8
 """Characters that must be the same before two conversations count as beginning alike."""
 
-_WHEN = (
-    "january|february|march|april|may|june|july|august|september|october|november|december"
-    "|jan|feb|mar|apr|jun|jul|aug|sept|sep|oct|nov|dec"
-    "|monday|tuesday|wednesday|thursday|friday|saturday|sunday|mon|tues|tue|wed|thurs|thu|fri|sat"
-    "|sun|am|pm|morning|afternoon|evening|night|utc|gmt|today|yesterday|tomorrow"
+_WORD = re.compile(r"\w+")
+_WHEN = frozenset(
+    "january february march april may june july august september october november december "
+    "jan feb mar apr jun jul aug sept sep oct nov dec "
+    "monday tuesday wednesday thursday friday saturday sunday mon tues tue wed thurs thu fri sat "
+    "sun am pm morning afternoon evening night utc gmt today yesterday tomorrow".split()
 )
-_NUMBER = re.compile(rf"\b(?:{_WHEN})\b|\w*\d\w*", re.IGNORECASE)
 _NUMBERS = re.compile(r"#(?:[-/:., +#]*#)?")
 _TAGS = "think|thinking|reasoning|thought|seed:think"
 _OPEN = re.compile(rf"<(?:{_TAGS})>|\[THINK\]|<\|channel\|>analysis")
@@ -109,15 +109,16 @@ class Parting:
 
     @property
     def is_same_text(self) -> bool:
-        """Other tokens that spell the same, or the beginning of it where the memory ends."""
+        """Other tokens that spell the same, and so does what follows them, or the memory ends."""
         decode = self._tokenizer.decode
         ours = {decode(self._ours[:n]) for n in range(1, 1 + min(_SYNC, len(self._ours)))}
         theirs = {decode(self._theirs[:n]) for n in range(1, 1 + min(_SYNC, len(self._theirs)))}
-        if any(text and "\ufffd" not in text for text in ours & theirs):
-            return True
-        rest = decode(self._theirs) if len(self._theirs) <= _SYNC else ""
-        complete = bool(rest) and "\ufffd" not in rest
-        return complete and decode(self._ours).startswith(rest)
+        whole, remembered = decode(self._ours), decode(self._theirs)
+        if whole.startswith(remembered):
+            return bool(remembered) and "\ufffd" not in remembered
+        alike = len(os.path.commonprefix([whole, remembered]))
+        met = (len(text) for text in ours & theirs if text and "\ufffd" not in text)
+        return any(length + _OPENING <= alike for length in met)
 
     @property
     def has_less_reasoning(self) -> bool:
@@ -226,7 +227,17 @@ def _in_order(names: set[str], text: str) -> list[str]:
 def _part_in_numbers(one: str, other: str) -> bool:
     """Where the texts begin to differ both have a number or a date."""
     at = len(os.path.commonprefix([one, other]))
-    return all(any(m.start() <= at <= m.end() for m in _NUMBER.finditer(t)) for t in (one, other))
+    return all(
+        any(m.start() <= at <= m.end() and _is_number(m[0]) for m in _WORD.finditer(text))
+        for text in (one, other)
+    )
+
+
+def _is_number(word: str) -> bool:
+    """Or a word in a date, or an id with a digit in it."""
+    if word.isalpha():
+        return word.lower() in _WHEN
+    return any(letter.isdigit() for letter in word)
 
 
 def _thought(text: str, start: int) -> str:
@@ -237,7 +248,8 @@ def _thought(text: str, start: int) -> str:
 
 def _shape(text: str) -> str:
     """The text with every number, date and time as #."""
-    return _NUMBERS.sub("#", _NUMBER.sub("#", text))
+    words = _WORD.sub(lambda m: "#" if _is_number(m[0]) else m[0], text)
+    return _NUMBERS.sub("#", words)
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

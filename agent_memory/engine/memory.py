@@ -309,10 +309,11 @@ class Memory:
     def commit_turn(self, seq: Sequence) -> None:
         """At the end of a turn, however it ended: everything that was computed, and whose it is."""
         self.commit_full(seq)
-        if seq.num_committed < seq.num_kept:
+        if 0 < seq.num_kept - seq.num_committed < BLOCK_TOKENS:
             self._commit(seq, seq.num_kept)
         left_out = seq.num_kept - seq.num_committed
         self.metrics.commits_skipped.inc(-(-left_out // BLOCK_TOKENS))
+        self.witness.left_out(seq.chain, seq.tokens[seq.num_committed : seq.num_kept])
         if not seq.chain:
             return
         self._bring_back(seq)

@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, Loss, common_tokens
+from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, Loss, chain, common_tokens
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.request import Compared, Finding
 from agent_memory.store.block_store import BlockStore
@@ -43,13 +43,18 @@ class Witness:
         self._last: OrderedDict[str, tuple[tuple[BlockHash, ...], int]] = OrderedDict()
         self._num_names = 0
 
-    def saw(self, agent_id: str, chain: Chain) -> None:
-        """The agent's turn has ended with `chain`."""
+    def saw(self, agent_id: str, kept: Chain) -> None:
+        """The agent's turn has ended with the chain `kept`."""
         self.forget(agent_id)
-        self._last[agent_id] = tuple(block.hash for block in chain), chain[-1].num_tokens
-        self._num_names += len(chain)
+        self._last[agent_id] = tuple(block.hash for block in kept), kept[-1].num_tokens
+        self._num_names += len(kept)
         while self._num_names > MAX_NAMES:
             self.forget(next(iter(self._last)))
+
+    def left_out(self, kept: Chain, tokens: Sequence[int]) -> None:
+        """What the turn had computed behind `kept` and there was no room for."""
+        for block in chain(kept[-1].hash if kept else self._fingerprint, tokens):
+            self._store.gone.note(block, Loss.NO_ROOM)
 
     def forget(self, agent_id: str) -> None:
         names, _ = self._last.pop(agent_id, ((), 0))
@@ -143,11 +148,11 @@ def _block(prompt: bytes, at: int) -> bytes:
 def _shared(head: Head, prompt: bytes, known: Chain) -> int:
     """Leading tokens that both have.  `known`: the prompt's full blocks by name; where names are
     equal nothing else is compared."""
-    chain, most = head.chain, min(len(head.chain), len(known))
-    at = bisect_left(range(most), 1, key=lambda i: int(chain[i].hash != known[i].hash))
-    while at < len(chain) and chain[at].full and chain[at].tokens == _block(prompt, at):
+    own, most = head.chain, min(len(head.chain), len(known))
+    at = bisect_left(range(most), 1, key=lambda i: int(own[i].hash != known[i].hash))
+    while at < len(own) and own[at].full and own[at].tokens == _block(prompt, at):
         at += 1
-    count = common_tokens(chain[at].tokens, _block(prompt, at)) if at < len(chain) else 0
+    count = common_tokens(own[at].tokens, _block(prompt, at)) if at < len(own) else 0
     return min(at * BLOCK_TOKENS + count, head.num_tokens)
 
 

@@ -1,4 +1,4 @@
-"""An HTTP client of a running server's /v1/agents.
+"""An HTTP client of a running server's /v1/agents and /v1/requests.
 
 Knows the paths and how the server says no.  Any thread; one at a time.
 """
@@ -55,6 +55,9 @@ class AgentClient:
 
     def remove(self, agent_id: str) -> None:
         self._ask("DELETE", _path(agent_id))
+
+    def explanation(self, request_id: str) -> dict[str, Any]:
+        return self._ask("GET", f"/v1/requests/{quote(request_id, safe='')}/explain")
 
     def export(self, agent_id: str, target: Path, advance: Advance) -> int:
         """Write the file, whole or not at all; -> its size."""

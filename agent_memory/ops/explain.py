@@ -4,52 +4,24 @@ Knows how an explanation looks to people.  Main thread.
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
 
-import httpx
-
-from agent_memory.errors import NoServer, RequestRefused, UsageError
-
-CONNECT_S = 5.0
-ANSWER_S = 60.0
+from agent_memory.ops.agent_client import AgentClient
+from agent_memory.ops.terminal import Terminal
 
 
 def main(args: argparse.Namespace) -> int:
-    """Raises NoServer if nobody answers, RequestRefused if the server says no."""
-    explained = ask(args.url, args.request_id)
-    if args.json:
-        text = json.dumps(explained, indent=2, ensure_ascii=False)
+    """Raises StartError."""
+    terminal = Terminal(as_json=args.json)
+    with AgentClient(args.url) as client:
+        explained = client.explanation(args.request_id)
+    if terminal.as_json:
+        terminal.result(explained)
     else:
-        text = "\n".join(lines(explained))
-    sys.stdout.write(text + "\n")
+        for line in lines(explained):
+            terminal.say(line)
     return 0
-
-
-def ask(url: str, request_id: str) -> dict[str, Any]:
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--url: {url!r} must begin with http://.")
-    path = f"{url.rstrip('/')}/v1/requests/{quote(request_id, safe='')}/explain"
-    limits = httpx.Timeout(ANSWER_S, connect=CONNECT_S)
-    try:
-        answer = httpx.get(path, timeout=limits, trust_env=False)
-    except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise NoServer(
-            f"No server answers at {url} ({error}). Start one with 'agent-memory serve', or name "
-            "the right one with --url."
-        ) from error
-    try:
-        body = answer.json()
-        if answer.is_success and body["object"] == "request.explanation":
-            explained: dict[str, Any] = body
-            return explained
-        message = str(body["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = f"{url} said {answer.status_code}, and nothing of ours: is it the right server?"
-    raise RequestRefused(message)
 
 
 def lines(explained: dict[str, Any]) -> Iterator[str]:

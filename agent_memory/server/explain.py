@@ -48,7 +48,8 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """`tokens`: the prompt's, as bytes.  `tokenizer`: of the model that served it."""
+    """`tokens`: the prompt's, as bytes.  `tokenizer`: of the model that served it.  `num_bytes`:
+    what keeping it takes, roughly and without the tokenizer."""
 
     request_id: str
     model: str
@@ -58,13 +59,7 @@ class Explained:
     started: Started
     cause: Cause
     tokenizer: ChatTokenizer
-
-    @property
-    def num_bytes(self) -> int:
-        """Roughly; the tokenizer is not counted."""
-        texts = sum(sys.getsizeof(str(message["content"])) for message in self.asked.messages)
-        tools = len(str(self.asked.tools))
-        return texts + tools + len(self.tokens) + len(self.started.compared.remembered) + 1024
+    num_bytes: int
 
     @property
     def header(self) -> str:
@@ -99,10 +94,16 @@ class Explanations:
         except Exception:
             log.exception("explanation_failed", request_id=request_id)
             cause = Cause.PROMPT_CHANGED
-        tokens = token_bytes(asked.tokens)
-        kept = replace(asked, tokens=())
         explained = Explained(
-            request_id, model, time.time(), kept, tokens, _shown(started, cause), cause, tokenizer
+            request_id,
+            model,
+            created=time.time(),
+            asked=replace(asked, tokens=()),
+            tokens=token_bytes(asked.tokens),
+            started=_shown(started, cause),
+            cause=cause,
+            tokenizer=tokenizer,
+            num_bytes=_num_bytes(asked),
         )
         self._keep(explained)
         return explained
@@ -132,6 +133,11 @@ class Explanations:
     def check(self) -> None:
         assert self._num_bytes == sum(kept.num_bytes for kept in self._kept.values())
         assert len(self._kept) <= self._most and self._num_bytes <= self._most_bytes
+
+
+def _num_bytes(asked: Asked) -> int:
+    texts = sum(sys.getsizeof(str(message["content"])) for message in asked.messages)
+    return texts + len(str(asked.tools)) + 4 * len(asked.tokens) + 4 * NEAR + 1024
 
 
 def _shown(started: Started, cause: Cause) -> Started:

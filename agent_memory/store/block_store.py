@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from threading import Lock
 
-from agent_memory.block import Block, BlockHash
+from agent_memory.block import Block, BlockHash, Loss
 from agent_memory.kv_spec import KVSpec
 from agent_memory.metrics import Metrics
 from agent_memory.store.agents import Agent, Agents, Changed
@@ -125,7 +125,16 @@ class BlockStore:
         _check_name(agent_id)
         with self._verbs:
             changed = self.agents.record(agent_id, fingerprint, tuple(chain), time.time(), turn)
-            return self._save(changed)
+            let_go = self._save(changed)
+        self._note_evicted(let_go, chain)
+        return let_go
+
+    def _note_evicted(self, let_go: Chain, chain: Sequence[Block]) -> None:
+        """Older conversations that newer ones pushed out; not the beginnings of what has grown."""
+        now = {block.parent: block.tokens for block in chain}
+        for block in let_go:
+            if not now.get(block.parent, b"").startswith(block.tokens):
+                self.gone.note(block, Loss.EVICTED)
 
     def adopt(
         self,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.engine.talks import TALKS, Talk
@@ -31,10 +32,11 @@ class Asker:
     def __init__(self, server: Server) -> None:
         self.server = server
         self._asked = 0
+        self.last = ""
 
     def ask(self, agent: str, messages: Messages, **fields: object) -> tuple[str, dict[str, Any]]:
         self._asked += 1
-        request_id = f"asked-{id(self)}-{self._asked}"
+        self.last = request_id = f"asked-{id(self)}-{self._asked}"
         body = {"messages": messages, "temperature": 0, "max_tokens": 20, **fields}
         headers = {"X-Agent-ID": agent, "X-Request-ID": request_id}
         answer = self.server.post(body, **headers)
@@ -84,6 +86,17 @@ def test_a_turn_then_the_next_then_another_date_then_another_answer(
     _, why = running.ask(talk.name, then(talk, "No idea at all."))
     assert why["cause"] == "prompt_changed"
     assert why["differs"]["field"] == "messages[2].content"
+
+
+def test_an_agent_that_was_deleted_has_not_been_seen(running: Asker) -> None:
+    """Nor is there an explanation of what it asked."""
+    said = [{"role": "user", "content": "Between us: the orchid is blue."}]
+    running.ask("gone", said)
+    running.settle("gone")
+    url = f"{running.server.url}/v1/agents/gone"
+    assert httpx.delete(url, timeout=10).status_code == 204
+    assert running.server.get(f"/v1/requests/{running.last}/explain").status_code == 404
+    assert running.ask("gone", said)[1]["cause"] == "never_seen"
 
 
 @talks

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from agent_memory import failpoint
 from agent_memory.block import Loss, common_tokens, token_bytes
 from agent_memory.engine.engine import Engine
 from agent_memory.engine.explain import Asked, Cause, cause_of
 from agent_memory.engine.witness import SHOWN_TOKENS
 from agent_memory.request import Compared, Finding
-from tests.conftest import builtin_model
+from tests.conftest import builtin_model, ordinary_text
 from tests.engine.talks import TALKS, TOOLS, Talk, tool
 from tests.engine.test_engine import ask, running
 
@@ -133,6 +134,23 @@ async def test_damaged_file(talk: Talk, tmp_path: Path) -> None:
         assert await cause(engine, talk, talk.second()) is Cause.NONE
 
 
+async def test_no_memory_to_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = TALKS[0]
+    async with running(tmp_path) as engine:
+        await cause(engine, talk, talk.answered())
+        monkeypatch.setenv(failpoint.VARIABLE, "restore.grow")
+        assert await cause(engine, talk, talk.second()) is Cause.EVICTED
+        monkeypatch.delenv(failpoint.VARIABLE)
+        assert await cause(engine, talk, talk.second()) is Cause.NONE
+
+
+async def test_no_room_to_keep(tmp_path: Path) -> None:
+    talk = TALKS[0]
+    async with running(tmp_path, pool_bytes=1 << 20) as engine:
+        assert await cause(engine, talk, talk.answered()) is Cause.NEVER_SEEN
+        assert await cause(engine, talk, talk.second()) is Cause.EVICTED
+
+
 @talks
 async def test_what_goes_on_is_no_miss(talk: Talk, tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
@@ -184,6 +202,19 @@ def changed(talk: Talk) -> dict[str, Talk]:
 def test_another_text_is_just_that(talk: Talk, what: str) -> None:
     other = changed(talk)[what]
     assert named(talk.answered(), other.second(), other) is Cause.PROMPT_CHANGED
+
+
+def test_a_slip_of_the_pen_is_no_other_spelling() -> None:
+    """One letter more, less or another; around it words fall into other tokens."""
+    rng, pages, talk = random.Random(3), ordinary_text(), TALKS[0].but(show_tools=lambda _: "")
+    for n in range(200):
+        start, at = rng.randrange(len(pages) - 300), rng.randrange(20, 280)
+        text, letter = pages[start : start + 300], rng.choice("aeioustx ")
+        changes = (letter + text[at + 1 :], letter + text[at:], text[at + 1 :])
+        other = text[:at] + changes[n % 3]
+        if other != text:
+            one, two = talk.but(user=text), talk.but(user=other)
+            assert named(one.answered(), two.second(), two) is Cause.PROMPT_CHANGED, (text, other)
 
 
 @talks

@@ -150,6 +150,15 @@ def test_what_others_said(case: Case) -> None:
     assert case.compared("ann", [*BASE, 3, 4], blocks) == Compared(1000, Finding.WHOLE)
 
 
+def test_a_rewound_head_ends_where_it_was_rewound_to(case: Case) -> None:
+    blocks = case.said("ann", BASE)
+    case.store.agents.rewind("ann", 900, None, 0.0)
+    compared = case.compared("ann", [*BASE[:900], 3, 4, 5], blocks)
+    assert compared == Compared(900, Finding.WHOLE)
+    compared = case.compared("ann", [*BASE[:850], 3, 4, 5], blocks)
+    assert compared == Compared(850, Finding.OWN, token_bytes(BASE[850:900]))
+
+
 def test_names_are_bounded(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(witness, "MAX_NAMES", 9)
     blocks = chain(OURS, BASE)

@@ -13,6 +13,8 @@ from agent_memory.server import sse
 from agent_memory.server.openai import error_body
 from agent_memory.server.sse import DONE, KEEP_ALIVE, EventStream, WhileConnected
 
+Chunks = AsyncGenerator[bytes, None]
+
 
 class Client:
     """The other end of one ASGI call: what was sent, and when it leaves."""
@@ -148,3 +150,21 @@ async def test_an_answers_own_error_is_its_callers() -> None:
 
     with pytest.raises(NotFound):
         await Client().call(WhileConnected(failing))
+
+
+async def test_more_headers_are_asked_for_when_the_answer_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.05)
+    for pause_s, expected in ((0.0, True), (0.2, False)):
+        client, more = Client(), dict[str, str]()
+
+        async def events(pause: float = pause_s, found: dict[str, str] = more) -> Chunks:
+            await asyncio.sleep(pause)
+            found["X-Cache"] = "hit"
+            yield b"1"
+
+        await client.call(EventStream(events(), error_body, more.copy))
+        headers = dict(client.sent[0]["headers"])
+        assert (headers.get(b"x-cache") == b"hit") is expected
+        assert headers[b"cache-control"] == b"no-cache"

@@ -5,7 +5,16 @@ from collections.abc import Callable
 
 import pytest
 
-from agent_memory.block import BLOCK_TOKENS, HASH_BYTES, Block, BlockHash, Loss, token_bytes
+from agent_memory.block import (
+    BLOCK_TOKENS,
+    HASH_BYTES,
+    Block,
+    BlockHash,
+    Loss,
+    chain,
+    token_bytes,
+)
+from agent_memory.store.agents import MAX_HEADS
 from agent_memory.store.gone import Gone
 from tests.store.conftest import Opener
 
@@ -83,3 +92,17 @@ def test_what_is_found_bad_at_the_start(
     harm(opener, block(1))
     store = opener.open()
     assert (store.gone.why(block(0).hash), store.gone.why(block(1).hash)) == (None, loss)
+
+
+def test_conversations_that_newer_ones_push_out_are_lost_but_not_those_that_grow(
+    opener: Opener,
+) -> None:
+    store = opener.open()
+    heads = [chain(ROOT, range(1000 * n, 1000 * n + 300)) for n in range(MAX_HEADS + 1)]
+    grown = chain(ROOT, range(310))
+    for head in (heads[0], grown, *heads[1:]):
+        opener.put(*[block for block in head if store.find(block.hash) is None])
+        store.record("ann", ROOT, head)
+    assert store.gone.why(heads[0][-1].hash) is None
+    assert [store.gone.why(block.hash) for block in grown] == [Loss.EVICTED] * 2
+    assert not any(store.gone.why(block.hash) for head in heads[1:] for block in head)
