@@ -150,6 +150,10 @@ class Crashes:
 
     def start(self, tree: Tree, promised: Promised) -> Told:
         """What a start does with it, twice.  Raises if anything promised is gone."""
+        for name in ("index.db", "index.db-wal"):
+            raw = tree.files.get(name, b"")
+            for block in promised.wiped:
+                assert raw.find(block.hash) == raw.find(block.tokens[-64:]) == -1
         root = self.folder / "cut"
         tree.write(root)
         try:

@@ -12,6 +12,7 @@ from random import Random
 from typing import ClassVar
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -24,6 +25,7 @@ from hypothesis.stateful import (
 from structlog.testing import capture_logs
 
 from agent_memory.block import BLOCK_TOKENS, Block, chain, common_tokens, token_bytes
+from agent_memory.errors import Conflict, NotFound
 from agent_memory.kvcache.block_pool import BlockPool
 from tests.faults.chains import remembers
 from tests.faults.damage import BLOCK_FILE
@@ -89,6 +91,58 @@ class Memory(RuleBasedStateMachine):
         for block in blocks:
             self.pool.drop(block.hash)
             assert self.opener.store.find(block.hash) is None
+
+    @rule(agent=st.sampled_from(AGENTS), new=st.sampled_from(["dan", "eve", *AGENTS]))
+    def fork(self, agent: str, new: str) -> None:
+        """Content has no owner: nothing is copied, nothing goes."""
+        store = self.opener.store
+        if store.agents.get(agent) is None:
+            with pytest.raises(NotFound):
+                store.fork(agent, new)
+        elif store.agents.get(new) is not None:
+            with pytest.raises(Conflict):
+                store.fork(agent, new)
+        else:
+            store.fork(agent, new)
+            assert store.flush(10)
+            if agent in self.heads:
+                self.heads[new] = self.heads[agent]
+
+    @rule(agent=st.sampled_from([*AGENTS, "dan"]))
+    def remove(self, agent: str) -> None:
+        """All that was this agent's alone goes, and only that."""
+        store = self.opener.store
+        if store.agents.get(agent) is None:
+            with pytest.raises(NotFound):
+                store.remove(agent)
+            return
+        gone = store.remove(agent)
+        assert store.flush(10)
+        self.heads.pop(agent, None)
+        for head in [head for other in store.agents.all() for head in other.heads]:
+            assert not gone & {block.hash for block in head.chain}
+        self.promised = {block for block in self.promised if block.hash not in gone}
+        for block_hash in gone:
+            self.pool.drop(block_hash)
+            assert store.find(block_hash) is None
+            assert not list(self.opener.path.rglob(f"blocks/*/{block_hash.hex()}*"))
+
+    @rule(agent=st.sampled_from(AGENTS), share=st.floats(0.05, 1))
+    def rewind(self, agent: str, share: float) -> None:
+        store = self.opener.store
+        known = store.agents.get(agent)
+        if known is None:
+            return
+        chain_before = known.heads[0].chain
+        num_tokens = max(1, int(share * known.heads[0].num_tokens))
+        head = store.rewind(agent, num_tokens).heads[0]
+        assert store.flush(10)
+        assert head.num_tokens == num_tokens
+        assert tuple(chain_before[: len(head.chain)]) == head.chain
+        self.heads[agent] = list(head.chain[: num_tokens // BLOCK_TOKENS])
+        lost = {block for block in self.promised if store.find(block.hash) is None}
+        assert lost <= set(chain_before[len(head.chain) :])
+        self.promised -= lost
 
     @rule(prompt=prompts)
     def match_and_restore(self, prompt: tuple[int, int, int]) -> None:
