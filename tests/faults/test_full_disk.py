@@ -28,7 +28,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0 or not shutil.which("mount") or subprocess.call(mount):
         pytest.skip("no file system can be made here")
     yield folder
-    subprocess.check_call(["umount", str(folder)])
+    subprocess.check_call(["umount", "--lazy", str(folder)])
 
 
 @sized(short=2, full=20)
