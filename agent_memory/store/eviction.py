@@ -10,7 +10,7 @@ That is right because keys only grow, but for demotions, after which the heap is
 
 from heapq import heapify, heappop, heappush
 
-from agent_memory.block import BlockHash
+from agent_memory.block import BlockHash, Loss
 from agent_memory.store.agents import Agents, Rank
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.format import BlockFile
@@ -32,7 +32,7 @@ class Eviction:
         while num_bytes > 0 and (best := self._pop()):
             block_hash, used = best
             if file := self._catalog.evict(block_hash, used):
-                self._went(file, gone)
+                self._went(file, gone, Loss.EVICTED)
                 num_bytes -= file.file_bytes
         return gone
 
@@ -46,7 +46,7 @@ class Eviction:
             if block_hash not in old or self._agents.rank(block_hash) is Rank.PINNED:
                 continue
             if file := self._catalog.evict(block_hash, old[block_hash]):
-                self._went(file, gone)
+                self._went(file, gone, Loss.EXPIRED)
                 leaves.append(file.block.parent)
         return gone
 
@@ -55,7 +55,8 @@ class Eviction:
         cut, self._cut = self._cut, set()
         return cut
 
-    def _went(self, file: BlockFile, gone: list[BlockFile]) -> None:
+    def _went(self, file: BlockFile, gone: list[BlockFile], loss: Loss) -> None:
+        self._catalog.gone.note(file.block, loss)
         self._cut |= self._agents.cut(file.block.hash)
         gone.append(file)
 

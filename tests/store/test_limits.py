@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from agent_memory.block import Block, BlockHash, chain
+from agent_memory.block import Block, BlockHash, Loss, chain
 from agent_memory.kv_spec import KVSpec
 from agent_memory.store.agents import Agents, Rank
 from agent_memory.store.block_files import QUARANTINE_S, BlockFiles
@@ -95,6 +95,7 @@ def test_the_end_of_what_was_used_longest_ago_goes_first(
     assert found(opener, talks[1]) == [False, False]
     assert store.agents.get("b") is None
     assert opener.metric("evicted_blocks_total", reason="disk_bytes") == 2
+    assert [store.gone.why(block.hash) for block in talks[1]] == [Loss.EVICTED] * 2
     assert store.disk_bytes <= opener.metric("disk_budget_bytes")
     opener.open()
     assert {agent.id for agent in opener.store.agents.all()} == {"a", "c", "d"}
@@ -215,6 +216,7 @@ def test_what_is_not_used_for_days_goes_and_what_is_pinned_stays(
     host.date += 1
     assert found(opener, [*old, *used, *pinned]) == [False, False, True, True, True, True]
     assert opener.metric("evicted_blocks_total", reason="max_age_days") == 2
+    assert [opener.store.gone.why(block.hash) for block in old] == [Loss.EXPIRED] * 2
     assert {agent.id for agent in opener.store.agents.all()} == {"used", "pinned"}
 
 
