@@ -36,6 +36,10 @@ class Config:
     kv_group_size: int
     step_tokens: int
     pool_bytes: int
+    disk_bytes: int | None  # None: by the size of the disk
+    min_free_bytes: int | None  # None: by the size of the disk
+    max_age_days: int | None  # None: no limit
+    daily_write_bytes: int | None  # None: no limit
     drain_timeout: float
     log_format: str
     preload: bool
@@ -112,17 +116,29 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
+def _size(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        size = _SIZE.fullmatch(text.upper())
+        if size is None:
+            raise ValueError
+        num_bytes = int(size[1]) * _UNITS[size[2]]
+        if not low <= num_bytes <= high:
+            raise ValueError
+        return num_bytes
+
+    return parse
+
+
+def _unless(word: str, parse: Callable[[str], object]) -> Callable[[str], object]:
+    """`word` is None, anything else is parsed."""
+    return lambda text: None if text == word else parse(text)
+
+
 def _pool_bytes(text: str) -> int:
     if text == "auto":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return min(memory // 8, 8 * _UNITS["G"])
-    size = _SIZE.fullmatch(text.upper())
-    if size is None:
-        raise ValueError
-    num_bytes = int(size[1]) * _UNITS[size[2]]
-    if not _UNITS["M"] <= num_bytes <= _UNITS["T"]:
-        raise ValueError
-    return num_bytes
+    return _size(_UNITS["M"], _UNITS["T"])(text)
 
 
 SETTINGS = (
@@ -189,6 +205,38 @@ SETTINGS = (
         (int, str),
         "auto, or 1M to 1T in bytes or with K, M, G, T",
         "Memory for blocks that no running request uses; auto: an eighth, at most 8G.",
+    ),
+    Setting(
+        "disk_bytes",
+        "auto",
+        _unless("auto", _size(_UNITS["M"], 1024 * _UNITS["T"])),
+        (int, str),
+        "auto, or 1M to 1024T in bytes or with K, M, G, T",
+        "Most that memory may take on disk; auto: a tenth of the disk, at most 50G.",
+    ),
+    Setting(
+        "min_free_bytes",
+        "auto",
+        _unless("auto", _size(0, 1024 * _UNITS["T"])),
+        (int, str),
+        "auto, or 0 to 1024T in bytes or with K, M, G, T",
+        "What stays free on the disk; auto: a twentieth of it, at most 10G.",
+    ),
+    Setting(
+        "max_age_days",
+        "90",
+        _unless("none", _whole(1, 3650)),
+        (int, str),
+        "1 to 3650, or none",
+        "What is not used on so many days is forgotten; days without the server do not count.",
+    ),
+    Setting(
+        "daily_write_bytes",
+        "50G",
+        _unless("none", _size(_UNITS["M"], 1024 * _UNITS["T"])),
+        (int, str),
+        "1M to 1024T in bytes or with K, M, G, T, or none",
+        "Most that is written on one day, to spare the SSD; more is kept in RAM only.",
     ),
     Setting(
         "drain_timeout",

@@ -34,6 +34,12 @@ class Metrics:
         self.commits_skipped = counter("commits_skipped", "Blocks the full pool had no room for")
         self.blocks_written = counter("blocks_written", "Blocks written to disk")
         self.bytes_written = counter("bytes_written", "Bytes of block files written to disk")
+        self.writes_skipped = counter(
+            "writes_skipped", "Blocks not written because a limit was reached", "reason"
+        )
+        self.evicted_blocks = counter(
+            "evicted_blocks", "Block files deleted because of a limit", "reason"
+        )
         self.persist_errors = counter("persist_errors", "Writes that failed", "errno")
         self.orphans_swept = counter("orphans_swept", "Unfinished files removed at start")
         self.running = gauge("running", "Sequences being computed")
@@ -41,6 +47,7 @@ class Metrics:
         self.runs = gauge("runs", "Restored prefixes in use, each once however many share it")
         self.pool_bytes = gauge("pool_bytes", "Payload bytes in the block pool")
         self.disk_bytes = gauge("disk_bytes", "Bytes of block files")
+        self.disk_budget = gauge("disk_budget_bytes", "Bytes of block files allowed")
         self.connections = gauge("connections", "Open HTTP connections")
         self.stalled_connections = gauge(
             "stalled_connections", "Connections whose client does not read what it is sent"

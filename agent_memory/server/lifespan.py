@@ -20,6 +20,7 @@ from agent_memory.server.explain import Explanations
 from agent_memory.server.gate import Gate
 from agent_memory.server.shutdown import STAGES, Shutdown, Stage
 from agent_memory.store.block_store import BlockStore
+from agent_memory.store.limits import Limits
 from agent_memory.store.state_dir import StateDir
 
 ANSWERS_S = 1.0  # for what was generated to reach its clients
@@ -64,7 +65,13 @@ class Lifespan:
     async def open(cls, config: Config, state_dir: StateDir, hurry: asyncio.Event) -> "Lifespan":
         """Open the store and begin to load the model.  Raises StartError."""
         metrics = Metrics()
-        store = await asyncio.to_thread(BlockStore.open, state_dir, metrics)
+        limits = Limits(
+            config.disk_bytes,
+            config.min_free_bytes,
+            config.max_age_days,
+            config.daily_write_bytes,
+        )
+        store = await asyncio.to_thread(BlockStore.open, state_dir, metrics, limits)
         lifespan = cls(config, state_dir, store, metrics, hurry)
         lifespan._engine.start(asyncio.get_running_loop())
         return lifespan

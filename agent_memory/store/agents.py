@@ -16,14 +16,23 @@ No head of an agent begins a newer one of the same fingerprint.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from threading import Lock
 
-from agent_memory.block import BlockHash
+from agent_memory.block import BLOCK_TOKENS, BlockHash
 from agent_memory.errors import Conflict, NotFound
 from agent_memory.store.heads import Chain, Head, Turn, num_tokens, turns_within
 
 MAX_HEADS = 8
 """Per agent and fingerprint; the oldest goes."""
+
+
+class Rank(IntEnum):
+    """Who must do without a block.  The lowest go first when there is no room."""
+
+    ANONYMOUS = 0
+    OWNED = 1
+    PINNED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,7 @@ class Agents:
         self._of: dict[int, str] = {}  # whose head that is
         self._early: dict[str, int] = {}  # written for names that own nothing yet
         self._last_ordinal = 0
+        self._num_demotions = 0
 
     # ── asked ────────────────────────────────────────────────────────────────────────────────
 
@@ -93,6 +103,20 @@ class Agents:
         """Whether anybody does."""
         with self._lock:
             return block_hash in self._owners
+
+    def rank(self, block_hash: BlockHash) -> Rank:
+        with self._lock:
+            owners = self._owners.get(block_hash)
+            if not owners:
+                return Rank.ANONYMOUS
+            pinned = any(self._agents[self._of[ordinal]].pinned for ordinal in owners)
+            return Rank.PINNED if pinned else Rank.OWNED
+
+    @property
+    def num_demotions(self) -> int:
+        """Goes up whenever blocks may have got a lower rank."""
+        with self._lock:
+            return self._num_demotions
 
     # ── changed ──────────────────────────────────────────────────────────────────────────────
 
@@ -187,6 +211,7 @@ class Agents:
         """Raises NotFound."""
         with self._lock:
             self._agents[agent_id] = agent = replace(self._known(agent_id), pinned=pinned)
+            self._num_demotions += not pinned
             return Changed(agent)
 
     def remove(self, agent_id: str) -> Changed:
@@ -196,6 +221,15 @@ class Agents:
             self._leave(agent_id, agent.heads)
             del self._agents[agent_id]
             return Changed(agent, tuple(head.chain for head in agent.heads))
+
+    def cut(self, block_hash: BlockHash) -> set[str]:
+        """This block is no more: every head that holds it ends before it.  -> whose"""
+        with self._lock:
+            owners = list(self._owners.get(block_hash, ()))
+            changed = {self._of[ordinal] for ordinal in owners}
+            for ordinal in owners:
+                self._cut(self._of[ordinal], ordinal, block_hash)
+            return changed
 
     def credit(self, agent_id: str, num_bytes: int) -> None:
         """So much was written in its name, maybe before it owns anything."""
@@ -255,15 +289,35 @@ class Agents:
         """Take heads away.  An agent that has none left must get one or go before the lock does."""
         for head in heads:
             del self._of[head.ordinal]
-            for block in head.chain:
-                owners = self._owners[block.hash]
-                owners.remove(head.ordinal)
-                if not owners:
-                    del self._owners[block.hash]
+            self._disown(head.ordinal, head.chain)
         if heads:
             agent = self._agents[agent_id]
+            self._num_demotions += agent.pinned
             left = tuple(head for head in agent.heads if head not in heads)
             self._agents[agent_id] = replace(agent, heads=left)
+
+    def _cut(self, agent_id: str, ordinal: int, block_hash: BlockHash) -> None:
+        agent = self._agents[agent_id]
+        heads = list(agent.heads)
+        i = next(i for i, head in enumerate(heads) if head.ordinal == ordinal)
+        length = next(n for n, block in enumerate(heads[i].chain) if block.hash == block_hash)
+        short = heads[i].cut(BLOCK_TOKENS * length) if length else None
+        if short and any(short.begins(newer) for newer in heads[:i]):
+            short = None
+        self._disown(ordinal, heads[i].chain[length if short else 0 :])
+        heads[i : i + 1] = [short] if short else []
+        if short is None:
+            del self._of[ordinal]
+        self._agents[agent_id] = replace(agent, heads=tuple(heads))
+        if not heads:
+            del self._agents[agent_id]
+
+    def _disown(self, ordinal: int, chain: Chain) -> None:
+        for block in chain:
+            owners = self._owners[block.hash]
+            owners.remove(ordinal)
+            if not owners:
+                del self._owners[block.hash]
 
     def check(self) -> None:
         with self._lock:

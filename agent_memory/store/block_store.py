@@ -13,38 +13,56 @@ from agent_memory.block import Block, BlockHash, Loss
 from agent_memory.kv_spec import KVSpec
 from agent_memory.metrics import Metrics
 from agent_memory.store.agents import Agent, Agents, Changed
+from agent_memory.store.block_files import BlockFiles
 from agent_memory.store.catalog import Catalog
+from agent_memory.store.days import Day, Days
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import full_file_bytes
 from agent_memory.store.heads import Chain, Turn
 from agent_memory.store.held import HeldFile
 from agent_memory.store.index import Index
 from agent_memory.store.jobs import OnWritten, RemoveAgent, SaveAgent, WriteBlock
+from agent_memory.store.limits import Budget, Limits
 from agent_memory.store.reader import Deliver, Readers
 from agent_memory.store.recover import recover
 from agent_memory.store.state_dir import StateDir
 from agent_memory.store.writer import Writer
+
+DEFAULT_LIMITS = Limits()
 
 
 class BlockStore:
     """`agents` and `gone` are for reading only; what agents own changes through the verbs here."""
 
     def __init__(
-        self, state: StateDir, index: Index, catalog: Catalog, agents: Agents, metrics: Metrics
+        self,
+        state: StateDir,
+        index: Index,
+        catalog: Catalog,
+        agents: Agents,
+        budget: Budget,
+        metrics: Metrics,
     ) -> None:
         self.agents = agents
         self.gone = catalog.gone
         self._state = state
         self._catalog = catalog
         self._verbs = Lock()  # the writer is told of what agents do in the order they do it
-        self._writer = Writer(state, index, catalog, agents, metrics)
+        files = BlockFiles(state, metrics)
+        self._writer = Writer(files, index, catalog, agents, budget, metrics, self._save_cut)
         self._readers = Readers(state, catalog, self._writer, metrics)
         metrics.disk_bytes.set(catalog.disk_bytes)
+        metrics.disk_budget.set(budget.disk_bytes)
+        self._writer.start()
 
     @classmethod
-    def open(cls, state: StateDir, metrics: Metrics) -> "BlockStore":
+    def open(
+        cls, state: StateDir, metrics: Metrics, limits: Limits = DEFAULT_LIMITS
+    ) -> "BlockStore":
         """Put the directory right and start the threads.  Raises StateDirError."""
-        return cls(state, *recover(state, metrics), metrics)
+        index, catalog, agents = recover(state, metrics)
+        budget = Budget(limits, state.path, Days([Day(*row) for row in index.days()]))
+        return cls(state, index, catalog, agents, budget, metrics)
 
     def find(self, block_hash: BlockHash) -> Block | None:
         file = self._catalog.file(block_hash)
@@ -192,8 +210,15 @@ class BlockStore:
         with self._verbs:
             changed = self.agents.remove(agent_id)
             let_go = tuple(block.hash for block in self._let_go(changed))
-            self._writer.submit(RemoveAgent(agent_id, let_go))
+            self._writer.submit(RemoveAgent(agent_id, let_go, wipe=True))
             return set(let_go)
+
+    def _save_cut(self, agent_ids: set[str]) -> None:
+        """Writer thread.  Each head's own deletions are on their way already."""
+        with self._verbs:
+            for agent_id in agent_ids:
+                agent = self.agents.get(agent_id)
+                self._writer.submit(SaveAgent(agent) if agent else RemoveAgent(agent_id))
 
     def _save(self, changed: Changed) -> Chain:
         let_go = self._let_go(changed)

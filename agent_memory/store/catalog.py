@@ -9,6 +9,7 @@ A block is absent, pending or present:
     pending           --settle-->  present     written and committed
     pending           --settle-->  absent      the write failed
     pending, present  --forget-->  absent      let go of, or the file is bad
+    present           --evict--->  absent      a leaf that was not used since
 
 A pending block has a ticket.  Expected again, it keeps it: the first of its writes to settle
 decides for all.  Forgotten and then expected, it gets another, and a write with the old one changes
@@ -47,6 +48,7 @@ class Catalog:
         self._touched: set[BlockHash] = set()
         self._pending: dict[BlockHash, tuple[BlockHash, int]] = {}  # parent and clock
         self._num_pending_children: Counter[BlockHash] = Counter()
+        self._new_leaves: dict[BlockHash, None] = {}
         self._pending_bytes = 0
         self._clock = 0
         self._disk_bytes = 0
@@ -114,6 +116,44 @@ class Catalog:
                 self._remove(file)
             return file.block.hash not in self._files
 
+    def evict(self, block_hash: BlockHash, used: int) -> BlockFile | None:
+        """Forget a block that nothing follows and that was last used just then, if it is one."""
+        with self._lock:
+            file = self._files.get(block_hash)
+            if file is None or not self._leaf(block_hash) or self._used[block_hash] != used:
+                return None
+            self._remove(file)
+            return file
+
+    def used_as_leaf(self, block_hash: BlockHash) -> int | None:
+        """When it was last used, if it is present and nothing follows it."""
+        with self._lock:
+            return self._used.get(block_hash) if self._leaf(block_hash) else None
+
+    def leaves(self) -> list[BlockHash]:
+        with self._lock:
+            return [block_hash for block_hash in self._files if self._leaf(block_hash)]
+
+    def take_new_leaves(self) -> list[BlockHash]:
+        """Blocks that may have become leaves since the last call."""
+        with self._lock:
+            new, self._new_leaves = self._new_leaves, {}
+            return list(new)
+
+    def used_until(self, clock: int) -> list[tuple[BlockHash, int]]:
+        """(hash, when) of blocks last used then or before."""
+        with self._lock:
+            return [(h, used) for h, used in self._used.items() if used <= clock]
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._files)
+
+    @property
+    def clock(self) -> int:
+        with self._lock:
+            return self._clock
+
     def touch(self, hashes: Iterable[BlockHash]) -> None:
         with self._lock:
             for block_hash in hashes:
@@ -156,12 +196,17 @@ class Catalog:
             assert max(self._used.values(), default=0) <= self._clock
             assert self._disk_bytes == sum(file.file_bytes for file in self._files.values())
             assert max((clock for _, clock in self._pending.values()), default=0) <= self._clock
+            assert self._new_leaves.keys() <= self._files.keys()
             assert self._num_pending_children == Counter(p for p, _ in self._pending.values())
             assert self._pending_bytes >= 0
         self.gone.check()
 
     def _leaf(self, block_hash: BlockHash) -> bool:
         return block_hash not in self._children and not self._num_pending_children[block_hash]
+
+    def _may_be_leaf(self, block_hash: BlockHash) -> None:
+        if block_hash in self._files:
+            self._new_leaves[block_hash] = None
 
     def _awaited(self, ticket: Ticket) -> bool:
         pending = self._pending.get(ticket.block_hash)
@@ -172,6 +217,7 @@ class Catalog:
         self._num_pending_children[parent] -= 1
         if not self._num_pending_children[parent]:
             del self._num_pending_children[parent]
+            self._may_be_leaf(parent)
 
     def _forget(self, block_hash: BlockHash) -> None:
         if block_hash in self._pending:
@@ -185,6 +231,7 @@ class Catalog:
         self._files[block.hash] = file
         self._children.setdefault(block.parent, {})[block.hash] = block
         self._used[block.hash] = used
+        self._may_be_leaf(block.hash)
         self._disk_bytes += file.file_bytes
 
     def _remove(self, file: BlockFile) -> None:
@@ -195,4 +242,6 @@ class Catalog:
         del siblings[block.hash]
         if not siblings:
             del self._children[block.parent]
+            self._may_be_leaf(block.parent)
+        self._new_leaves.pop(block.hash, None)
         self._disk_bytes -= file.file_bytes

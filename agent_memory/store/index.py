@@ -36,6 +36,9 @@ CREATE TABLE IF NOT EXISTS heads (
 CREATE TABLE IF NOT EXISTS agents (
     agent TEXT PRIMARY KEY, pinned INTEGER NOT NULL, bytes_written INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS days (
+    date INTEGER PRIMARY KEY, clock INTEGER NOT NULL, bytes_written INTEGER NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS doomed (hash BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 
@@ -107,6 +110,12 @@ class Index:
             "SELECT agent, pinned, bytes_written FROM agents"
         ):
             yield agent, bool(pinned), int(written)
+
+    def days(self) -> Iterator[tuple[int, int, int]]:
+        """(date, clock, bytes written): see store/days.py"""
+        for row in self._db.execute("SELECT date, clock, bytes_written FROM days"):
+            date, clock, written = map(int, row)
+            yield date, clock, written
 
     def doomed(self) -> set[BlockHash]:
         """Blocks without a row whose files are to go, if they have not gone yet."""

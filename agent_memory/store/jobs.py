@@ -41,10 +41,11 @@ class SaveAgent:
 
 @dataclass(frozen=True, slots=True)
 class RemoveAgent:
-    """Leaving no trace of it or of `let_go`."""
+    """`wipe`: and leave no trace of it or of `let_go`."""
 
     agent_id: str
-    let_go: tuple[BlockHash, ...]
+    let_go: tuple[BlockHash, ...] = ()
+    wipe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def still_owed(batch: Iterable[Job]) -> list[Job]:
             case SaveAgent():
                 agents[job.agent.id] = SaveAgent(job.agent)
             case RemoveAgent():
-                agents[job.agent_id] = RemoveAgent(job.agent_id, ())
+                agents[job.agent_id] = RemoveAgent(job.agent_id, wipe=job.wipe)
             case _:
                 pass
         if isinstance(job, SaveAgent | RemoveAgent | DeleteBlocks):

@@ -36,6 +36,7 @@ class Found:
     doomed: set[BlockHash]
     heads: list[HeadRow]
     facts: list[tuple[str, bool, int]]
+    days: list[tuple[int, int, int]]
 
 
 def recover(state: StateDir, metrics: Metrics) -> tuple[Index, Catalog, Agents]:
@@ -121,7 +122,8 @@ def _read_index(state: StateDir) -> tuple[Index, Found]:
 def read_rows(index: Index) -> Found:
     """Raises sqlite3.Error, TypeError or ValueError when they are odd."""
     blocks = {file.block.hash: (file, used) for file, used in index.blocks()}
-    return Found(blocks, index.doomed(), list(index.heads()), list(index.agents()))
+    heads, facts, days = list(index.heads()), list(index.agents()), list(index.days())
+    return Found(blocks, index.doomed(), heads, facts, days)
 
 
 class _Scan:
@@ -168,8 +170,9 @@ class _Scan:
         except OSError as error:
             self._refuse(block_hash, "io", error=str(error))
         else:
-            self.catalog.load(file, 0)
-            self.changes.append(rows.put_block(file, 0))
+            used = self.catalog.clock
+            self.catalog.load(file, used)
+            self.changes.append(rows.put_block(file, used))
 
     def _refuse(self, block_hash: BlockHash, reason: str, **details: str) -> None:
         self._rejected.add(reason, block=block_hash.hex(), **details)

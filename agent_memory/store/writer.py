@@ -7,7 +7,7 @@ A batch is what waits in the queue when the thread comes to it, up to MAX_BATCH_
 a barrier.  It becomes durable in this order, so that a crash anywhere leaves only what a start can
 put right:
 
-    1  bad files to quarantine
+    1  bad files to quarantine; if there is no room, others deleted as in 3 and 4
     2  each block: tmp/random -> write -> fsync -> rename;  then one fsync per folder
     3  one SQLite transaction, in the order of the queue; what is to be deleted is listed in it
     4  the files of deleted blocks removed, and with the next transaction the list of them
@@ -17,10 +17,8 @@ If the transaction fails, blocks count as not written; agents and deletions are 
 next batch.
 """
 
-import errno
-import secrets
 import sqlite3
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 
@@ -28,13 +26,15 @@ from agent_memory.block import BlockHash
 from agent_memory.metrics import Metrics
 from agent_memory.store import index as rows
 from agent_memory.store.agents import Agents
+from agent_memory.store.block_files import BlockFiles
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.complaints import Complaints, trace
-from agent_memory.store.files import flush_drive, move_into, sync_folder, write_new
-from agent_memory.store.format import BlockFile, encode
+from agent_memory.store.eviction import Eviction
+from agent_memory.store.format import BlockFile
 from agent_memory.store.index import Index, Statement
 from agent_memory.store.jobs import (
     Barrier,
+    DeleteBlocks,
     Job,
     Quarantine,
     RemoveAgent,
@@ -44,29 +44,45 @@ from agent_memory.store.jobs import (
     changes,
     still_owed,
 )
-from agent_memory.store.state_dir import StateDir
+from agent_memory.store.limits import Budget
 
 MAX_BATCH_BLOCKS = 32
+BESIDES_BYTES = 4096
+"""At most what a file holds besides its payload: header and token ids."""
 
 
 class Writer:
+    """`on_cut` is told, on the writer thread, which agents' heads eviction has made shorter."""
+
     def __init__(
-        self, state: StateDir, index: Index, catalog: Catalog, agents: Agents, metrics: Metrics
+        self,
+        files: BlockFiles,
+        index: Index,
+        catalog: Catalog,
+        agents: Agents,
+        budget: Budget,
+        metrics: Metrics,
+        on_cut: Callable[[set[str]], None],
     ) -> None:
-        self._state = state
+        self._files = files
         self._index = index
         self._catalog = catalog
         self._agents = agents
+        self._budget = budget
         self._metrics = metrics
+        self._on_cut = on_cut
+        self._eviction = Eviction(catalog, agents)
+        self._tended = False
         self._owed: list[Job] = []
         self._to_wipe = False  # an agent was removed, and its traces are not gone yet
         self._removed: list[BlockHash] = []  # files that have gone and are still listed to go
         self._queue: SimpleQueue[Job] = SimpleQueue()
         self._lock = Lock()
         self._closing = False  # guarded by the lock, with the order of the queue
-        self._failures = Complaints("persist_failed", metrics.persist_errors)
         self._callback_failures = Complaints("on_written_failed")
         self._thread = Thread(target=self._run, name="store-writer")
+
+    def start(self) -> None:
         self._thread.start()
 
     def submit(self, job: Job) -> bool:
@@ -89,6 +105,7 @@ class Writer:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        self._perform([])  # the limits may have become narrower
         while self._perform(self._next_batch()):
             pass  # no local may keep a batch, and with it its payloads, while the queue is empty
         self._index.close()
@@ -114,7 +131,7 @@ class Writer:
             self._owed = []
         except Exception as error:  # the thread must outlive any failure; it is counted and told
             self._owed = still_owed(jobs)
-            self._complain(error)
+            self._files.complain(error)
         for job in batch:
             if isinstance(job, WriteBlock):
                 self._settle(job, written.get(job.ticket))
@@ -122,28 +139,78 @@ class Writer:
         for job in batch:
             if isinstance(job, Barrier):
                 job.reached.set()
-        return not (isinstance(batch[-1], Barrier) and batch[-1].last)
+        last = batch[-1] if batch else None
+        return not (isinstance(last, Barrier) and last.last)
 
-    def _persist(self, batch: list[Job]) -> Written:
+    def _persist(self, jobs: list[Job]) -> Written:
         """What is on disk and committed.  Raises if nothing of the batch could be committed."""
         dropped = [
             rows.drop_block(job.file.block.hash)
-            for job in batch
+            for job in jobs
             if isinstance(job, Quarantine) and self._quarantine(job.file)
         ]
-        written = self._write_files([job for job in batch if isinstance(job, WriteBlock)])
+        day = self._tend(jobs)
+        self._make_room(jobs)
+        written = self._files.write(self._wanted(jobs), self._refuses)
+        if num_bytes := sum(file.file_bytes for file in written.values()):
+            self._budget.days.wrote(num_bytes)
         touched = [rows.set_used(*use) for use in self._catalog.take_touched()]
-        changed, doomed = changes(batch, written)
+        changed, doomed = changes(jobs, written)
         done = [rows.drop_doomed(block_hash) for block_hash in self._removed]
-        if statements := dropped + done + touched + changed + self._credit(batch, written):
+        today = self._budget.days.rows() if day or num_bytes else []
+        credit = self._credit(jobs, written)
+        if statements := dropped + done + today + touched + changed + credit:
             self._index.commit(statements)
-        self._removed = [h for h in doomed if self._remove(self._state.block_path(h))]
-        self._to_wipe |= any(isinstance(job, RemoveAgent) for job in batch)
+        self._removed = self._files.remove(doomed)
+        self._to_wipe |= any(isinstance(job, RemoveAgent) and job.wipe for job in jobs)
         if self._to_wipe:
             self._to_wipe = not self._wipe()
         self._metrics.blocks_written.inc(len(written))
-        self._metrics.bytes_written.inc(sum(file.file_bytes for file in written.values()))
+        self._metrics.bytes_written.inc(num_bytes)
         return written
+
+    def _wanted(self, jobs: list[Job]) -> Iterator[WriteBlock]:
+        for job in jobs:
+            if isinstance(job, WriteBlock) and self._catalog.wanted(job.ticket):
+                yield job
+
+    def _refuses(self, num_bytes: int) -> str | None:
+        return self._budget.refuses(num_bytes, self._catalog.disk_bytes)
+
+    # ── limits ───────────────────────────────────────────────────────────────────────────────
+
+    def _tend(self, jobs: list[Job]) -> bool:
+        """At start and on a new day: what is too old goes.  Says whether it is a new day."""
+        new_day = self._budget.begin(self._catalog.clock)
+        if new_day or not self._tended:
+            self._tended = True
+            self._files.cap_quarantine()
+            self._evict(jobs, self._eviction.expire(self._budget.expired()), "max_age_days")
+        return new_day
+
+    def _make_room(self, jobs: list[Job]) -> None:
+        coming = sum(job.payload.nbytes + BESIDES_BYTES for job in self._wanted(jobs))
+        if lack := self._budget.lack(self._catalog.disk_bytes, coming):
+            self._evict(jobs, self._eviction.make_room(lack.num_bytes), lack.reason)
+
+    def _evict(self, jobs: list[Job], files: list[BlockFile], reason: str) -> None:
+        """Delete files that the catalog has forgotten, before anything takes their room."""
+        if not files:
+            return
+        job = DeleteBlocks(tuple(file.block.hash for file in files))
+        jobs.append(job)  # it is owed if the transaction fails
+        statements, doomed = changes([job], {})
+        self._index.commit(statements)
+        jobs.remove(job)
+        free = self._budget.free()
+        self._removed += self._files.remove(doomed)
+        if reason == "min_free_bytes":
+            num_bytes = sum(file.file_bytes for file in files)
+            self._budget.made_room(num_bytes, self._budget.free() - free)
+        self._metrics.evicted_blocks.labels(reason).inc(len(files))
+        self._on_cut(self._eviction.take_cut())
+
+    # ── the rest of a batch ──────────────────────────────────────────────────────────────────
 
     def _credit(self, batch: list[Job], written: Written) -> list[Statement]:
         """Who had how much written, as it is now."""
@@ -161,71 +228,19 @@ class Writer:
     def _wipe(self) -> bool:
         """What was removed is nowhere: no name comes back after a crash, no row is in the log."""
         try:
-            for folder in {self._state.block_path(h).parent for h in self._removed}:
-                sync_folder(folder)
+            self._files.sync(self._removed)
             self._index.commit([rows.drop_doomed(h) for h in self._removed])
             self._removed = []
             return self._index.wipe_log()
         except (OSError, sqlite3.Error) as error:
-            self._complain(error)
+            self._files.complain(error)
             return False
-
-    def _write_files(self, jobs: list[WriteBlock]) -> Written:
-        written: Written = {}
-        for job in jobs:
-            if job.ticket not in written and self._catalog.wanted(job.ticket):
-                try:
-                    written[job.ticket] = self._write_file(job)
-                except OSError as error:
-                    self._complain(error)
-        self._sync_folders(written)
-        if written:
-            # Any file there will do but the index: closing it would drop SQLite's locks.
-            flush_drive(self._state.version)
-        return written
-
-    def _sync_folders(self, written: Written) -> None:
-        """The names are on disk, or the blocks of that folder are not written after all."""
-        paths = {ticket: self._state.block_path(ticket.block_hash) for ticket in written}
-        for folder in {path.parent for path in paths.values()}:
-            try:
-                sync_folder(folder)
-            except OSError as error:
-                self._complain(error)
-                for ticket, path in paths.items():
-                    if path.parent == folder:
-                        del written[ticket]
-                        self._remove(path)
-
-    def _write_file(self, job: WriteBlock) -> BlockFile:
-        file, pieces = encode(job.block, job.payload, job.spec)
-        new = self._state.tmp / secrets.token_hex(8)
-        try:
-            write_new(new, pieces)
-            new.rename(self._state.block_path(job.block.hash))
-        except OSError:
-            new.unlink(missing_ok=True)
-            raise
-        return file
 
     def _quarantine(self, file: BlockFile) -> bool:
         """Move a bad file away unless a good one has replaced it.  Says whether the row goes."""
         if not self._catalog.forget_file(file):
             return False
-        try:
-            move_into(self._state.quarantine, self._state.block_path(file.block.hash))
-        except FileNotFoundError:
-            pass  # it was found missing
-        except OSError as error:
-            self._complain(error)
-        return True
-
-    def _remove(self, path: Path) -> bool:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            self._complain(error)
-            return False
+        self._files.quarantine(file.block.hash)
         return True
 
     def _settle(self, job: WriteBlock, file: BlockFile | None) -> None:
@@ -234,15 +249,3 @@ class Writer:
             job.on_written(job.block.hash, present)
         except Exception as error:  # theirs; the other callbacks of the batch are still owed
             self._callback_failures.add(type(error).__name__, trace=trace(error))
-
-    def _complain(self, error: Exception) -> None:
-        known = isinstance(error, OSError | sqlite3.Error)
-        self._failures.add(_errno_name(error), error=str(error) if known else trace(error))
-
-
-def _errno_name(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return errno.errorcode.get(error.errno or 0, "OSError")
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorname", "SQLITE_ERROR")
-    return type(error).__name__

@@ -12,6 +12,7 @@ from agent_memory.block import Block, BlockHash
 from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
 from agent_memory.metrics import Metrics
 from agent_memory.store.block_store import BlockStore
+from agent_memory.store.limits import Limits
 from agent_memory.store.state_dir import StateDir
 
 PayloadOf = Callable[[Block], npt.NDArray[np.uint8]]
@@ -46,6 +47,7 @@ class Opener:
         self.spec = spec
         self.payload_of = payload_of
         self.metrics = Metrics()
+        self.limits = Limits(min_free_bytes=0)
         self._open: tuple[StateDir, BlockStore] | None = None
 
     @property
@@ -63,7 +65,7 @@ class Opener:
         self.metrics = Metrics()
         state = StateDir.open(self.path)
         try:
-            store = BlockStore.open(state, self.metrics)
+            store = BlockStore.open(state, self.metrics, self.limits)
         except BaseException:
             state.close()
             raise

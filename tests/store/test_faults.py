@@ -16,7 +16,10 @@ from structlog.testing import capture_logs
 from agent_memory.block import Block, chain
 from agent_memory.kv_spec import KVSpec
 from agent_memory.metrics import Metrics
+from agent_memory.store.block_files import BlockFiles
+from agent_memory.store.days import Days
 from agent_memory.store.jobs import Quarantine, WriteBlock
+from agent_memory.store.limits import Budget
 from agent_memory.store.recover import recover
 from agent_memory.store.state_dir import StateDir
 from agent_memory.store.writer import Writer
@@ -59,6 +62,7 @@ def test_small_blocks_of_the_batch_are_written_beside_one_too_large(
 ) -> None:
     small = chain(spec.fingerprint, [1])[0]
     opener.open()
+    opener.open()  # so that the index, which is a file too, is made already
     with no_file_above(56_000):
         assert opener.put(small, blocks[0], small) == [True, False, True]
     assert opener.read(small)
@@ -246,7 +250,10 @@ def test_a_good_file_is_not_quarantined_for_the_bad_one_before_it(
     """The writer told late: the file it is told of has been replaced."""
     state, metrics, told = StateDir.open(opener.path), Metrics(), SimpleQueue[bool]()
     index, catalog, agents = recover(state, metrics)
-    writer = Writer(state, index, catalog, agents, metrics)
+    budget = Budget(opener.limits, state.path, Days([]))
+    on_disk = BlockFiles(state, metrics)
+    writer = Writer(on_disk, index, catalog, agents, budget, metrics, lambda cut: None)
+    writer.start()
     files = []
     for _ in range(2):
         ticket = catalog.expect(blocks[0], 1)
