@@ -14,9 +14,8 @@ SHUTDOWN = (ROOT / "docs/shutdown.md").read_text("utf-8")
 
 
 def test_every_route_is_described() -> None:
-    described = re.sub(r"{[\w-]+}", "{id}", API)
     for route in app.ROUTES:
-        assert re.sub(r"{\w+(:path)?}", "{id}", route.path) in described
+        assert re.sub(r"{\w+(:path)?}", "{id}", route.path) in API
 
 
 def test_every_cause_of_a_miss_is_described() -> None:
