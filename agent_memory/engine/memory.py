@@ -335,7 +335,9 @@ class Memory:
         for i, block in enumerate(seq.chain):
             if self._find(block) is None and not self.store.pending(block.hash):
                 start = i * BLOCK_TOKENS
-                self.pool.put(block, seq.kv.copy_out(start, start + block.num_tokens))
+                end = start + block.num_tokens
+                if seq.kv.has(start, end):
+                    self.pool.put(block, seq.kv.copy_out(start, end))
 
     def _commit(self, seq: Sequence, end: int) -> bool:
         """Copy the tokens since the last commit out as one block; False: the pool is full."""

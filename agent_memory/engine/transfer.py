@@ -65,21 +65,22 @@ class WholeFile:
 
 
 class Gone(Exception):
-    """A block went between look-up and use: look again."""
+    """A block is neither on disk nor in RAM.  If it just went, the agent does not need it now."""
 
 
 class Export:
     """A snapshot of an agent's heads.  Close it, read or not."""
 
-    def __init__(self, agent: Agent, model: Model) -> None:
+    def __init__(self, agent: Agent, model: Model, store: BlockStore) -> None:
         self._model = model
+        self._store = store
         self._pieces: dict[BlockHash, HeldFile | WholeFile] = {}
         self._heads = [h for h in agent.heads if h.fingerprint == model.spec.fingerprint]
         self._agent_id = agent.id
 
-    def hold(self, store: BlockStore, in_pool: Callable[[Block], Bytes | None]) -> None:
-        """Whatever becomes of the agent, this stays.  Raises Gone."""
-        archived = [self._hold_head(head, store, in_pool) for head in self._heads]
+    def hold(self, in_pool: Callable[[Block], Bytes | None]) -> None:
+        """Whatever becomes of the agent, this stays.  Raises Gone.  Worker thread."""
+        archived = [self._hold_head(head, in_pool) for head in self._heads]
         files = [piece.file for piece in self._pieces.values()]
         self.manifest = Manifest(
             agent=self._agent_id,
@@ -90,14 +91,12 @@ class Export:
         )
         self.num_bytes = self.manifest.archive_bytes
 
-    def _hold_head(
-        self, head: Head, store: BlockStore, in_pool: Callable[[Block], Bytes | None]
-    ) -> ArchivedHead:
-        blocks = []
+    def _hold_head(self, head: Head, in_pool: Callable[[Block], Bytes | None]) -> ArchivedHead:
+        blocks: list[BlockHash] = []
         for block, count in spans(head):
             used = block if count == block.num_tokens else _beginning(block, count)
             if used.hash not in self._pieces:
-                piece = store.hold(block) or self._made(block, in_pool(block))
+                piece = self._store.hold(block) or self._made(block, in_pool(block))
                 self._pieces[used.hash] = piece if used is block else self._cut(piece, used, block)
             blocks.append(used.hash)
         return ArchivedHead(head.num_tokens, head.turns, tuple(blocks))
@@ -126,9 +125,9 @@ class Export:
             try:
                 raw = await asyncio.to_thread(piece.read, self._model.spec)
             except (Rejected, OSError) as error:
+                self._store.read(piece.file.block, self._model.spec, _ignored)  # to quarantine
                 raise EngineFailed(
-                    f"A block of '{self._agent_id}' cannot be read: {error}. What was exported "
-                    "so far is of no use."
+                    f"A block of '{self._agent_id}' cannot be read ({error})."
                 ) from error
             yield raw.tobytes()
             yield archive.padding(block.file_bytes)
@@ -157,20 +156,29 @@ class Transfer:
         for _ in range(_ATTEMPTS):
             self._store.agents.known(agent_id)
             await asyncio.to_thread(self._store.flush, FLUSH_S)
-            export = _export(self._store.agents.known(agent_id), model)
+            export = self._export(self._store.agents.known(agent_id), model)
             try:
-                await asyncio.to_thread(export.hold, self._store, self._in_pool)
+                await asyncio.to_thread(export.hold, self._in_pool)
             except BaseException as error:
                 await asyncio.to_thread(export.close)
                 if not isinstance(error, Gone):
                     raise
             else:
                 return export
-        raise Unavailable(
-            f"Not all of '{agent_id}' can be read just now. Ask again.",
-            reason="busy",
-            retry_after=5,
+        raise Conflict(
+            f"A block that '{agent_id}' has in mind is gone: its file was damaged or evicted. Go "
+            "on with the conversation, so that it is computed again, or rewind it.",
+            code="incomplete",
         )
+
+    def _export(self, agent: Agent, model: Model) -> Export:
+        if all(head.fingerprint != model.spec.fingerprint for head in agent.heads):
+            raise Conflict(
+                f"'{agent.id}' has nothing in mind under the model that is served, "
+                f"'{model.id}'. Serve the one it talked to.",
+                code="other_model",
+            )
+        return Export(agent, model, self._store)
 
     def _in_pool(self, block: Block) -> Bytes | None:
         """A copy of the payload of a block that is in RAM only.  Worker thread."""
@@ -250,14 +258,8 @@ class Transfer:
             )
 
 
-def _export(agent: Agent, model: Model) -> Export:
-    if all(head.fingerprint != model.spec.fingerprint for head in agent.heads):
-        raise Conflict(
-            f"'{agent.id}' has nothing in mind under the model that is served, '{model.id}'. "
-            "Serve the one it talked to.",
-            code="other_model",
-        )
-    return Export(agent, model)
+def _ignored(_block: Block, _payload: Bytes | None) -> None:
+    pass
 
 
 def proven(file: BinaryIO, model: Model) -> Iterator[tuple[BlockFile, Bytes]]:

@@ -39,6 +39,10 @@ class SequenceKV:
         for tail in self.tails.values():
             tail.released = max(tail.released, position)
 
+    def has(self, lo: int, hi: int) -> bool:
+        """Whether positions [lo, hi) are all here: no window has dropped any of them."""
+        return all(_covers(self.parts(layer), lo, hi) for layer in self.tails)
+
     def copy_out(self, lo: int, hi: int) -> np.ndarray:
         """The payload of positions [lo, hi): host bytes of their own."""
         assert 0 <= lo < hi <= self.length
@@ -74,6 +78,13 @@ class SequenceKV:
         for tail in self.tails.values():
             assert tail.end == self.length
             assert tail.start == start or tail.window is not None and start <= tail.start
+
+
+def _covers(parts: list[Part], lo: int, hi: int) -> bool:
+    for part in parts:
+        if part.start <= lo < part.end:
+            lo = part.end
+    return lo >= hi
 
 
 def joined(arrays: list[mx.array]) -> mx.array:

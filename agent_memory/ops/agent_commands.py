@@ -10,7 +10,7 @@ from typing import Any
 
 from agent_memory.errors import UsageError
 from agent_memory.ops.agent_client import Advance, AgentClient
-from agent_memory.ops.terminal import Terminal, ago, number, size
+from agent_memory.ops.terminal import Terminal, ago, number, size, visible
 
 Entry = dict[str, Any]
 
@@ -78,7 +78,7 @@ class Commands:
             )
             for text in (turn.get("prompt"), turn.get("answer")):
                 for line in (text or "").splitlines():
-                    say(f"    {line}", "dim")
+                    say(f"    {visible(line)}", "dim")
 
     def _fork(self, args: argparse.Namespace) -> None:
         entry = self._client.verb(args.agent, "fork", name=args.name, head=args.head)

@@ -62,6 +62,11 @@ class Terminal:
         )
 
 
+def visible(text: str) -> str:
+    """Without what a terminal would take for a command to it."""
+    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def size(num_bytes: int) -> str:
     return filesize.decimal(num_bytes)
 

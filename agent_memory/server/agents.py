@@ -19,7 +19,7 @@ from agent_memory.engine.agent_views import AgentView, HeadView
 from agent_memory.engine.archive import MEDIA_TYPE
 from agent_memory.engine.engine import Engine
 from agent_memory.engine.transfer import Export
-from agent_memory.errors import BadRequest
+from agent_memory.errors import BadRequest, EngineFailed
 from agent_memory.server import body, upload
 from agent_memory.server.body import Fields
 from agent_memory.server.identity import checked_name
@@ -163,6 +163,8 @@ class Download:
                 async for chunk in chunks:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
+        except EngineFailed as error:
+            log.error("export_failed", agent=self._agent_id, reason=error.message)
         finally:  # also of a cancelled answer, which cannot wait
             asyncio.get_running_loop().run_in_executor(None, self._export.close)
 

@@ -13,7 +13,6 @@ import asyncio
 import ipaddress
 import re
 from collections.abc import Callable
-from pathlib import Path
 from uuid import uuid4
 
 import structlog
@@ -25,6 +24,7 @@ from agent_memory.errors import Refused, RequestError, Unavailable
 from agent_memory.server import upload
 from agent_memory.server.openai import error_body
 from agent_memory.server.sse import disconnected
+from agent_memory.server.upload import Place
 
 MAX_BODY_BYTES = 8 << 20
 MAX_IGNORED_BYTES = 32 << 20
@@ -40,12 +40,12 @@ log = structlog.get_logger(__name__)
 
 
 class Gate:
-    """`host`: the bound one.  `folder`: for large bodies.  `num_inside`: requests that passed and
+    """`host`: the bound one.  `place`: for large bodies.  `num_inside`: requests that passed and
     are not yet answered."""
 
-    def __init__(self, app: ASGIApp, host: str, folder: Path, draining: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, host: str, place: Place, draining: Callable[[], bool]) -> None:
         self._app = app
-        self._folder = folder
+        self._place = place
         self._host = host.lower()
         self._draining = draining
         self.num_inside = 0
@@ -83,7 +83,7 @@ class Gate:
         except RequestError as error:
             await _read_away(receive, error)
             raise
-        file = await upload.spool(receive, self._folder)
+        file = await upload.spool(receive, self._place)
         if file is not None:
             with file:
                 scope["state"]["upload"] = file

@@ -19,6 +19,7 @@ from agent_memory.server.connections import Connections
 from agent_memory.server.explain import Explanations
 from agent_memory.server.gate import Gate
 from agent_memory.server.shutdown import STAGES, Shutdown, Stage
+from agent_memory.server.upload import Place
 from agent_memory.store.block_store import BlockStore
 from agent_memory.store.limits import Limits
 from agent_memory.store.state_dir import StateDir
@@ -59,7 +60,8 @@ class Lifespan:
             },
         )
         routes = app.build(self._entered)
-        self.gate = Gate(routes, config.host, state_dir.tmp, self._is_draining)
+        place = Place(state_dir.tmp, store.keeps_floor)
+        self.gate = Gate(routes, config.host, place, self._is_draining)
 
     @classmethod
     async def open(cls, config: Config, state_dir: StateDir, hurry: asyncio.Event) -> "Lifespan":

@@ -6,8 +6,9 @@ that would fill the disk is refused.  Event loop; the file is written in worker 
 
 import asyncio
 import errno
-import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -19,7 +20,6 @@ from agent_memory.errors import Refused
 PATH = "/v1/agents/import"
 MEDIA_TYPES = ("application/x-tar", "application/octet-stream")
 SILENCE_S = 30.0
-MIN_FREE_BYTES = 512 << 20
 _WRITE_BYTES = 1 << 20
 
 
@@ -34,11 +34,19 @@ def check_type(headers: Headers) -> None:
         raise Refused(415, "media_type", f"The Content-Type must be {' or '.join(MEDIA_TYPES)}.")
 
 
-async def spool(receive: Receive, folder: Path) -> BinaryIO | None:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where bodies go, and whether there is room for so many bytes more."""
+
+    folder: Path
+    has_room: Callable[[int], bool]
+
+
+async def spool(receive: Receive, place: Place) -> BinaryIO | None:
     """The body in a file, at its beginning; None if the client has gone.  Raises Refused."""
-    file = cast(BinaryIO, await asyncio.to_thread(tempfile.TemporaryFile, dir=folder))
+    file = cast(BinaryIO, await asyncio.to_thread(tempfile.TemporaryFile, dir=place.folder))
     try:
-        whole = await _fill(file, receive, folder)
+        whole = await _fill(file, receive, place)
     except BaseException:
         file.close()
         raise
@@ -49,7 +57,7 @@ async def spool(receive: Receive, folder: Path) -> BinaryIO | None:
     return file
 
 
-async def _fill(file: BinaryIO, receive: Receive, folder: Path) -> bool:
+async def _fill(file: BinaryIO, receive: Receive, place: Place) -> bool:
     """Whether it came to its end."""
     more, waiting = True, bytearray()
     while more:
@@ -65,15 +73,15 @@ async def _fill(file: BinaryIO, receive: Receive, folder: Path) -> bool:
         waiting += message.get("body", b"")
         more = message.get("more_body", False)
         if len(waiting) >= _WRITE_BYTES or not more:
-            await asyncio.to_thread(_write, file, waiting, folder)
+            await asyncio.to_thread(_write, file, waiting, place)
             waiting.clear()
     return True
 
 
-def _write(file: BinaryIO, data: bytearray, folder: Path) -> None:
+def _write(file: BinaryIO, data: bytearray, place: Place) -> None:
     try:
-        if shutil.disk_usage(folder).free < MIN_FREE_BYTES:
-            raise OSError(errno.ENOSPC, "less than 512 MiB are free")
+        if not place.has_room(len(data)):
+            raise OSError(errno.ENOSPC, "the disk is as full as it may get")
         file.write(data)
         file.flush()
     except OSError as error:

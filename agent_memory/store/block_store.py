@@ -47,6 +47,7 @@ class BlockStore:
         self.gone = catalog.gone
         self._state = state
         self._catalog = catalog
+        self._budget = budget
         self._verbs = Lock()  # the writer is told of what agents do in the order they do it
         files = BlockFiles(state, metrics)
         self._writer = Writer(files, index, catalog, agents, budget, metrics, self._save_cut)
@@ -85,6 +86,10 @@ class BlockStore:
     @property
     def disk_bytes(self) -> int:
         return self._catalog.disk_bytes
+
+    def keeps_floor(self, num_bytes: int) -> bool:
+        """Whether enough stays free on the disk with so many bytes more.  Asks the disk."""
+        return self._budget.keeps_floor(num_bytes)
 
     @property
     def pending_bytes(self) -> int:

@@ -100,6 +100,10 @@ class Budget:
             return "disk_bytes"
         return "min_free_bytes" if self.free() - num_bytes < self._min_free else None
 
+    def keeps_floor(self, num_bytes: int) -> bool:
+        """Whether enough stays free with so many bytes more on the disk, whatever they are."""
+        return self.free() - num_bytes >= self._min_free
+
     def expired(self) -> int:
         """Blocks last used at this clock or before are too old; -1 if none is."""
         age = self._limits.max_age_days

@@ -6,6 +6,7 @@ it is.  The thread of the command.
 
 import shutil
 import sqlite3
+import sys
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ from agent_memory.store.block_store import BlockStore
 from agent_memory.store.files import move_into, sync_folder
 from agent_memory.store.format import BlockFile
 from agent_memory.store.index import Index
+from agent_memory.store.limits import Limits
 from agent_memory.store.look import Amount, contents
 from agent_memory.store.recover import read_rows, recover
 from agent_memory.store.state_dir import StateDir
 
 CLOSE_S = 60.0
+NO_LIMITS = Limits(sys.maxsize, 0, None, None)
+"""Who wipes one agent has not asked for others to be evicted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ def wipe(state: StateDir) -> Amount:
 
 def wipe_agent(state: StateDir, agent_id: str) -> Amount:
     """Delete what is that agent's alone.  Raises NotFound."""
-    store = BlockStore.open(state, Metrics())
+    store = BlockStore.open(state, Metrics(), NO_LIMITS)
     try:
         before = store.disk_bytes
         removed = store.remove(agent_id)

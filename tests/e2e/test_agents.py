@@ -254,3 +254,39 @@ def test_an_agent_is_exported_while_it_goes_on(tmp_path: Path) -> None:
             raw += b"".join(pieces)
         assert send(server, raw, name="copy").json()["tokens"] == shown["tokens"]
         server.wait_until(lambda: not list((server.state_dir / "tmp").iterdir()))
+
+
+@pytest.mark.timeout(180)
+def test_a_damaged_block_is_never_exported(tmp_path: Path) -> None:
+    with serving(tmp_path / "state", 8) as server:
+        talk = Talk(server, "ann")
+        talk.say(READ)
+        shown = talk.settled()
+        damage(server)
+        with pytest.raises(httpx.RemoteProtocolError, match="closed connection"):
+            server.get("/v1/agents/ann/export")
+        assert server.event("export_failed")["agent"] == "ann"
+        server.wait_until(lambda: server.metric('restore_rejected_total{reason="checksum"}') == 1)
+        again = server.get("/v1/agents/ann/export")  # the block is in RAM still
+        assert again.status_code == 200
+        server.stop()
+    with serving(tmp_path / "state", 8) as server:
+        assert server.get("/v1/agents/ann").json()["tokens"] < shown["tokens"]
+        assert send(server, again.content, name="whole").json()["tokens"] == shown["tokens"]
+        assert send(server, server.get("/v1/agents/ann/export").content, name="cut").is_success
+        damage(server)
+        talk = Talk(server, "whole", talk.messages)
+        talk.say(QUESTIONS[0])  # finds it out, and computes it again
+        talk.settled()
+        assert server.get("/v1/agents/whole/export").status_code == 200
+
+
+def damage(server: Server) -> None:
+    """A block that is not the first."""
+    [head, *_] = server.get("/v1/agents").json()["data"][0]["heads"]
+    parent = f'"parent":"{head["fingerprint"]}'.encode()
+    files = sorted((server.state_dir / "blocks").rglob("*.safetensors"))
+    file = next(path for path in files if parent not in path.read_bytes())
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)

@@ -133,6 +133,25 @@ def test_an_agent_that_is_deleted_leaves_nothing_that_was_its_alone(server: Serv
     assert again["prompt_tokens_details"]["cached_tokens"] < 20  # what all have in common
 
 
+def test_no_byte_of_a_deleted_agent_stays_on_disk(server: Server) -> None:
+    talk(server, "somebody-with-a-secret", OTHER[::-1], "Hello!")
+    own, before = files(server), on_disk(server)
+    assert b"somebody-with-a-secret" in before
+    assert call(server, "DELETE", "/somebody-with-a-secret").status_code == 204
+    gone = {name[:64] for name in own - files(server)}
+    after = on_disk(server)
+    assert len(gone) >= 3 and b"somebody-with-a-secret" not in after
+    for name in gone:
+        assert bytes.fromhex(name) in before and bytes.fromhex(name) not in after
+        assert name.encode() not in after
+
+
+def on_disk(server: Server) -> bytes:
+    """Every byte under the state directory."""
+    everything = (path for path in server.state_dir.rglob("*") if path.is_file())
+    return b"".join(path.read_bytes() for path in everything)
+
+
 def files(server: Server) -> set[str]:
     return {path.name for path in (server.state_dir / "blocks").rglob("*.safetensors")}
 

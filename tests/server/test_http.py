@@ -165,7 +165,10 @@ def test_what_agents_have_in_mind(server: Server) -> None:
     listed = server.get("/v1/agents").json()
     assert listed["object"] == "list"
     (entry,) = [agent for agent in listed["data"] if agent["id"] == "ann"]
-    assert set(entry) >= {"id", "object", "tokens", "bytes", "tiers", "last_used"}
+    assert set(entry) == {
+        *("id", "object", "tokens", "tiers", "blocks", "bytes", "bytes_written"),
+        *("pinned", "last_used", "heads"),
+    }
     assert entry["bytes"] > 0 and entry["tiers"] == {"memory": used, "disk": used}
     assert abs(entry["last_used"] - time.time()) < 60
 
