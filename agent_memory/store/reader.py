@@ -111,6 +111,8 @@ class Readers:
         except Rejected as error:
             self._rejected.add(error.reason, block=name)
         except FileNotFoundError:
+            if self._catalog.file(block.hash) is not file:
+                return None  # it was let go of meanwhile
             loss = Loss.MISSING
             self._rejected.add("missing", block=name)
         except Exception as error:  # whatever reading does, it is a miss and not the thread's end
