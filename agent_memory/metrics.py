@@ -40,6 +40,7 @@ class Metrics:
         self.evicted_blocks = counter(
             "evicted_blocks", "Block files deleted because of a limit", "reason"
         )
+        self.scrubbed = counter("scrubbed", "Block files read only to see whether they are good")
         self.persist_errors = counter("persist_errors", "Writes that failed", "errno")
         self.orphans_swept = counter("orphans_swept", "Unfinished files removed at start")
         self.running = gauge("running", "Sequences being computed")

@@ -75,6 +75,7 @@ class Lifespan:
         )
         store = await asyncio.to_thread(BlockStore.open, state_dir, metrics, limits)
         lifespan = cls(config, state_dir, store, metrics, hurry)
+        store.scrub_while(lambda: lifespan._engine.num_active == 0)
         lifespan._engine.start(asyncio.get_running_loop())
         return lifespan
 

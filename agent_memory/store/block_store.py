@@ -6,7 +6,7 @@ and leaves each its own matter: catalog (what is present), agents (who owns it),
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 
 from agent_memory.block import Block, BlockHash, Loss
@@ -25,6 +25,7 @@ from agent_memory.store.jobs import OnWritten, RemoveAgent, SaveAgent, WriteBloc
 from agent_memory.store.limits import Budget, Limits
 from agent_memory.store.reader import Deliver, Readers
 from agent_memory.store.recover import recover
+from agent_memory.store.scrub import Scrub, Scrubbed
 from agent_memory.store.state_dir import StateDir
 from agent_memory.store.writer import Writer
 
@@ -54,7 +55,9 @@ class BlockStore:
         self._readers = Readers(state, catalog, self._writer, metrics)
         metrics.disk_bytes.set(catalog.disk_bytes)
         metrics.disk_budget.set(budget.disk_bytes)
-        self._writer.start()
+        self._scrub = Scrub(state, catalog, self._writer.submit, metrics)
+        self._is_idle: Callable[[], bool] = lambda: True
+        self._writer.start(self._on_idle)
 
     @classmethod
     def open(
@@ -240,6 +243,21 @@ class BlockStore:
                 if self._catalog.forget_leaf(block.hash):
                     blocks[block.hash] = block
         return tuple(blocks.values())
+
+    def scrub(self, num_files: int) -> Scrubbed:
+        """Read the files that were read longest ago, and quarantine the bad.  The caller's thread;
+        disk."""
+        return self._scrub.run(num_files)
+
+    def scrub_while(self, is_idle: Callable[[], bool]) -> None:
+        """From now on only then are files read for no other reason than to know that they are good.
+
+        `is_idle` is asked on the writer thread.
+        """
+        self._is_idle = is_idle
+
+    def _on_idle(self, until: int) -> bool:
+        return not self._is_idle() or self._scrub.run(1, until).num_read > 0
 
     def flush(self, timeout_s: float) -> bool:
         """Whether everything asked for before is settled in time."""

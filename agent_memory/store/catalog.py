@@ -16,9 +16,10 @@ decides for all.  Forgotten and then expected, it gets another, and a write with
 nothing.  Tickets are readings of the logical clock that also orders uses.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from threading import Lock
 
 from agent_memory.block import Block, BlockHash
@@ -45,6 +46,8 @@ class Catalog:
         self._files: dict[BlockHash, BlockFile] = {}
         self._children: dict[BlockHash, dict[BlockHash, Block]] = {}
         self._used: dict[BlockHash, int] = {}
+        self._read: OrderedDict[BlockHash, int] = OrderedDict()  # longest ago first
+        self._noted_reads: set[BlockHash] = set()
         self._touched: set[BlockHash] = set()
         self._pending: dict[BlockHash, tuple[BlockHash, int]] = {}  # parent and clock
         self._num_pending_children: Counter[BlockHash] = Counter()
@@ -53,11 +56,20 @@ class Catalog:
         self._clock = 0
         self._disk_bytes = 0
 
-    def load(self, file: BlockFile, used: int) -> None:
-        """A block found at start, and when it was last used."""
+    def load(self, file: BlockFile, used: int, read: int | None = None) -> None:
+        """A block found at start, when it was last used and when its file was last read.
+
+        They come in the order of reading.
+        """
         with self._lock:
-            self._clock = max(self._clock, used)
+            self._clock = max(self._clock, used, read or 0)
             self._add(file, used)
+            self._read[file.block.hash] = used if read is None else read
+
+    def advance(self, clock: int) -> None:
+        """The clock was there already."""
+        with self._lock:
+            self._clock = max(self._clock, clock)
 
     def files(self) -> list[BlockFile]:
         with self._lock:
@@ -168,6 +180,28 @@ class Catalog:
             touched, self._touched = self._touched, set()
             return [(block_hash, self._used[block_hash]) for block_hash in touched]
 
+    def longest_unread(self, num_files: int, until: int | None) -> list[BlockFile]:
+        """Of those last read or written at `until` or before; None: whenever that was."""
+        with self._lock:
+            first = islice(self._read.items(), num_files)
+            return [self._files[h] for h, read in first if until is None or read <= until]
+
+    def was_read(self, file: BlockFile) -> None:
+        """Just now."""
+        with self._lock:
+            block_hash = file.block.hash
+            if self._files.get(block_hash) is file:
+                self._clock += 1
+                self._read[block_hash] = self._clock
+                self._read.move_to_end(block_hash)
+                self._noted_reads.add(block_hash)
+
+    def take_reads(self) -> list[tuple[BlockHash, int]]:
+        """(hash, when) of files read since the last call."""
+        with self._lock:
+            noted, self._noted_reads = self._noted_reads, set()
+            return [(block_hash, self._read[block_hash]) for block_hash in noted]
+
     def bytes_of(self, hashes: Iterable[BlockHash]) -> int:
         with self._lock:
             return sum(self._files[h].file_bytes for h in set(hashes) if h in self._files)
@@ -193,7 +227,9 @@ class Catalog:
             assert children == {(f.block.parent, h): f.block for h, f in self._files.items()}
             assert all(block_hash == file.block.hash for block_hash, file in self._files.items())
             assert self._used.keys() == self._files.keys() >= self._touched
+            assert self._read.keys() == self._files.keys() >= self._noted_reads
             assert max(self._used.values(), default=0) <= self._clock
+            assert max(self._read.values(), default=0) <= self._clock
             assert self._disk_bytes == sum(file.file_bytes for file in self._files.values())
             assert max((clock for _, clock in self._pending.values()), default=0) <= self._clock
             assert self._new_leaves.keys() <= self._files.keys()
@@ -230,13 +266,14 @@ class Catalog:
         assert block.hash not in self._files
         self._files[block.hash] = file
         self._children.setdefault(block.parent, {})[block.hash] = block
-        self._used[block.hash] = used
+        self._used[block.hash] = self._read[block.hash] = used
         self._may_be_leaf(block.hash)
         self._disk_bytes += file.file_bytes
 
     def _remove(self, file: BlockFile) -> None:
         block = file.block
-        del self._files[block.hash], self._used[block.hash]
+        del self._files[block.hash], self._used[block.hash], self._read[block.hash]
+        self._noted_reads.discard(block.hash)
         self._touched.discard(block.hash)
         siblings = self._children[block.parent]
         del siblings[block.hash]

@@ -23,10 +23,12 @@ Statement = tuple[str, tuple[bytes | str | int | float, ...]]
 _BUSY_S = 0.25  # nobody else writes here, unless a person looks with a tool of theirs
 _LOOK_BUSY_S = 5.0
 _TOKENS_BYTES = range(4, 4 * BLOCK_TOKENS + 1, 4)
+_CLOCKS = range(1 << 62)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS blocks (
     hash BLOB PRIMARY KEY, parent BLOB NOT NULL, fingerprint BLOB NOT NULL, tokens BLOB NOT NULL,
-    file_bytes INTEGER NOT NULL, checksum BLOB NOT NULL, used INTEGER NOT NULL
+    file_bytes INTEGER NOT NULL, checksum BLOB NOT NULL, used INTEGER NOT NULL,
+    read INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS heads (
     ordinal INTEGER PRIMARY KEY, first INTEGER NOT NULL, agent TEXT NOT NULL,
@@ -80,16 +82,28 @@ class Index:
         uri = f"{path.absolute().as_uri()}?mode=ro"
         return cls(sqlite3.connect(uri, uri=True, timeout=_LOOK_BUSY_S))
 
-    def blocks(self) -> Iterator[tuple[BlockFile, int]]:
-        """(file, when used) of every row whose hash is the hash of its tokens."""
-        columns = "hash, parent, tokens, fingerprint, file_bytes, checksum, used"
-        for row in self._db.execute(f"SELECT {columns} FROM blocks"):
-            block_hash, parent, tokens, *rest, used = row
+    def blocks(self) -> Iterator[tuple[BlockFile, int, int]]:
+        """(file, when used, when read) of every row whose hash is the hash of its tokens.
+
+        The file that was read longest ago comes first.
+        """
+        columns = "hash, parent, tokens, fingerprint, file_bytes, checksum, used, read"
+        for row in self._db.execute(f"SELECT {columns} FROM blocks ORDER BY read"):
+            block_hash, parent, tokens, *rest, used, read = row
             if len(parent) != HASH_BYTES or len(tokens) not in _TOKENS_BYTES:
                 continue
             block = Block.of(parent, tokens)
             if block.hash == block_hash:
-                yield BlockFile(block, *rest), used
+                yield BlockFile(block, *rest), used, read
+
+    def last_clock(self) -> int:
+        """Of everything that was ever written here and is left.  Raises ValueError if it is odd."""
+        tables = (("used", "blocks"), ("read", "blocks"), ("clock", "days"))
+        asked = (self._db.execute(f"SELECT max({c}) FROM {table}") for c, table in tables)
+        last = max(int(answer.fetchone()[0] or 0) for answer in asked)
+        if last not in _CLOCKS:
+            raise ValueError(f"the clock cannot be at {last}")
+        return last
 
     def heads(self) -> Iterator[HeadRow]:
         """Oldest first."""
@@ -147,12 +161,16 @@ class Index:
 def put_block(file: BlockFile, used: int) -> Statement:
     block = file.block
     row = (block.hash, block.parent, file.fingerprint, block.tokens)
-    sql = "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)"
-    return sql, (*row, file.file_bytes, file.checksum, used)
+    sql = "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+    return sql, (*row, file.file_bytes, file.checksum, used, used)
 
 
 def set_used(block_hash: BlockHash, used: int) -> Statement:
     return "UPDATE blocks SET used = ? WHERE hash = ?", (used, block_hash)
+
+
+def set_read(block_hash: BlockHash, read: int) -> Statement:
+    return "UPDATE blocks SET read = ? WHERE hash = ?", (read, block_hash)
 
 
 def drop_block(block_hash: BlockHash) -> Statement:

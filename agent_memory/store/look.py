@@ -171,8 +171,8 @@ def _read(state: StateDir) -> tuple[Catalog, Agents]:
         index = Index.read_only(state.index)
         try:
             found, catalog = read_rows(index), Catalog()
-            for file, used in found.blocks.values():
-                catalog.load(file, used)
+            for row in found.blocks.values():
+                catalog.load(*row)
             return catalog, load_agents(catalog, found)
         finally:
             index.close()

@@ -4,7 +4,6 @@ Knows that a doubtful file is a miss: counted by reason, given to the writer to 
 returned.  `read` is for any thread; `deliver` is called on a reader thread.
 """
 
-import errno
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from agent_memory.store.complaints import Complaints, trace
 from agent_memory.store.files import Bytes, read_file
 from agent_memory.store.format import BlockFile, Rejected, decode
 from agent_memory.store.jobs import Quarantine
+from agent_memory.store.scrub import OUR_FAULT
 from agent_memory.store.slots import Slots
 from agent_memory.store.state_dir import StateDir
 from agent_memory.store.writer import Writer
@@ -26,9 +26,6 @@ from agent_memory.store.writer import Writer
 NUM_THREADS = 2
 
 Deliver = Callable[[Block, Bytes | None], None]
-
-_OUR_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""The process is short of something; the file may be good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +111,13 @@ class Readers:
         except Rejected as error:
             self._rejected.add(error.reason, block=name)
         except FileNotFoundError:
+            if self._catalog.file(block.hash) is not file:
+                return None  # it was let go of meanwhile
             loss = Loss.MISSING
             self._rejected.add("missing", block=name)
         except Exception as error:  # whatever reading does, it is a miss and not the thread's end
             self._rejected.add("io", block=name, error=trace(error))
-            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _OUR_FAULT:
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in OUR_FAULT:
                 return None
         self._catalog.gone.note(block, loss)
         # First the order to quarantine, then out of sight: a block that is put again after this
@@ -131,4 +130,6 @@ class Readers:
         path = self._state.block_path(file.block.hash)
         if path.lstat().st_size != file.file_bytes:
             raise Rejected("size")
-        return decode(read_file(path, self.slots.take), file, spec)
+        payload = decode(read_file(path, self.slots.take), file, spec)
+        self._catalog.was_read(file)
+        return payload

@@ -30,9 +30,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Every row of an index.  `blocks`: files and when they were last used.  `facts`: of agents."""
+    """Every row of an index.  `blocks`: files, when they were last used and when read, in the order
+    of reading.  `clock`: the last there was.  `facts`: of agents."""
 
-    blocks: dict[BlockHash, tuple[BlockFile, int]]
+    blocks: dict[BlockHash, tuple[BlockFile, int, int]]
+    clock: int
     doomed: set[BlockHash]
     heads: list[HeadRow]
     facts: list[tuple[str, bool, int]]
@@ -121,9 +123,9 @@ def _read_index(state: StateDir) -> tuple[Index, Found]:
 
 def read_rows(index: Index) -> Found:
     """Raises sqlite3.Error, TypeError or ValueError when they are odd."""
-    blocks = {file.block.hash: (file, used) for file, used in index.blocks()}
+    blocks = {row[0].block.hash: row for row in index.blocks()}
     heads, facts, days = list(index.heads()), list(index.agents()), list(index.days())
-    return Found(blocks, index.doomed(), heads, facts, days)
+    return Found(blocks, index.last_clock(), index.doomed(), heads, facts, days)
 
 
 class _Scan:
@@ -139,10 +141,11 @@ class _Scan:
     def run(self, found: Found) -> None:
         on_disk = dict(block_files(self._state))
         self._finish_deleting(found.doomed & on_disk.keys())
-        for block_hash, (file, used) in found.blocks.items():
+        self.catalog.advance(found.clock)
+        for block_hash, (file, used, read) in found.blocks.items():
             size = on_disk.pop(block_hash, None)
             if size == file.file_bytes:
-                self.catalog.load(file, used)
+                self.catalog.load(file, used, read)
             else:
                 self._refuse(block_hash, "missing" if size is None else "size")
                 self.catalog.gone.note(file.block, Loss.MISSING if size is None else Loss.DAMAGED)

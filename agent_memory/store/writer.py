@@ -47,6 +47,10 @@ from agent_memory.store.jobs import (
 from agent_memory.store.limits import Budget
 
 MAX_BATCH_BLOCKS = 32
+IDLE_S, REST_S = 1.0, 600.0
+"""Between two files read while idle, and until it is asked again whether there is one."""
+SCRUB_DAYS = 7
+"""Each file is read about once in so many days on which the server runs."""
 BESIDES_BYTES = 4096
 """At most what a file holds besides its payload: header and token ids."""
 
@@ -78,11 +82,15 @@ class Writer:
         self._removed: list[BlockHash] = []  # files that have gone and are still listed to go
         self._queue: SimpleQueue[Job] = SimpleQueue()
         self._lock = Lock()
+        self._wait_s = IDLE_S
         self._closing = False  # guarded by the lock, with the order of the queue
         self._callback_failures = Complaints("on_written_failed")
         self._thread = Thread(target=self._run, name="store-writer")
 
-    def start(self) -> None:
+    def start(self, on_idle: Callable[[int], bool]) -> None:
+        """`on_idle(clock)` is called on the writer thread while there is nothing to do: files last
+        read then or before may be read again.  It says whether there is more to come soon."""
+        self._idle = on_idle
         self._thread.start()
 
     def submit(self, job: Job) -> bool:
@@ -111,7 +119,12 @@ class Writer:
         self._index.close()
 
     def _next_batch(self) -> list[Job]:
-        batch, num_blocks = [self._queue.get()], 0
+        try:
+            batch, num_blocks = [self._queue.get(timeout=self._wait_s)], 0
+        except Empty:
+            more = self._idle(self._budget.days.before(SCRUB_DAYS))
+            self._wait_s = IDLE_S if more else REST_S
+            return []
         while not isinstance(batch[-1], Barrier):
             num_blocks += isinstance(batch[-1], WriteBlock)
             if num_blocks == MAX_BATCH_BLOCKS:
@@ -159,8 +172,10 @@ class Writer:
         done = [rows.drop_doomed(block_hash) for block_hash in self._removed]
         today = self._budget.days.rows() if day or num_bytes else []
         credit = self._credit(jobs, written)
-        if statements := dropped + done + today + touched + changed + credit:
-            self._index.commit(statements)
+        flushed = any(isinstance(job, Barrier) for job in jobs)  # else reads alone can wait
+        if (statements := dropped + done + today + touched + changed + credit) or flushed:
+            reads = [rows.set_read(*read) for read in self._catalog.take_reads()]
+            self._index.commit(statements + reads)
         self._removed = self._files.remove(doomed)
         self._to_wipe |= any(isinstance(job, RemoveAgent) and job.wipe for job in jobs)
         if self._to_wipe:

@@ -15,6 +15,9 @@ from agent_memory.store.block_store import BlockStore
 from agent_memory.store.limits import Limits
 from agent_memory.store.state_dir import StateDir
 
+NO_LIMITS = Limits(1 << 60, 0, None, None, free_bytes=lambda path: 1 << 60)
+"""Not even that of the disk itself: writing finds that out."""
+
 PayloadOf = Callable[[Block], npt.NDArray[np.uint8]]
 
 
@@ -47,7 +50,7 @@ class Opener:
         self.spec = spec
         self.payload_of = payload_of
         self.metrics = Metrics()
-        self.limits = Limits(min_free_bytes=0)
+        self.limits = NO_LIMITS
         self._open: tuple[StateDir, BlockStore] | None = None
 
     @property

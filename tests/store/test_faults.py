@@ -253,7 +253,7 @@ def test_a_good_file_is_not_quarantined_for_the_bad_one_before_it(
     budget = Budget(opener.limits, state.path, Days([]))
     on_disk = BlockFiles(state, metrics)
     writer = Writer(on_disk, index, catalog, agents, budget, metrics, lambda cut: None)
-    writer.start()
+    writer.start(lambda clock: False)
     files = []
     for _ in range(2):
         ticket = catalog.expect(blocks[0], 1)
