@@ -1,4 +1,5 @@
-"""F2 for what owners ask: the power goes while agents are forked, rewound, pinned, removed.
+"""F2 for what owners ask: the power goes while agents are forked, rewound, pinned, removed,
+and while room is made.
 
 What was removed never comes back, once the store has said that it is gone.
 """
@@ -7,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from agent_memory.store.limits import Limits
 from tests.faults.stories import (
     AGENT,
     EXTENTS,
@@ -14,6 +16,7 @@ from tests.faults.stories import (
     SHORT,
     Crashes,
     Extent,
+    Has,
     Head,
     LetsGo,
     Story,
@@ -66,7 +69,21 @@ def fork_and_rewind(story: Story) -> None:
     story.opener.close()
 
 
-STORIES = [remove, remove_one_of_two, fork_and_rewind]
+def make_room(story: Story) -> None:
+    """A limit is met again and again: what is used least goes, what an agent has stays."""
+    story.opener.limits = Limits(disk_bytes=260_000, min_free_bytes=0)
+    store, first = story.opener.open(), story.blocks(*SHORT)
+    others = [story.blocks(n, *range(200))[0] for n in range(1, 7)]
+    for block in others:
+        story.disk.tell(LetsGo(tuple(others)))
+        story.put(block)
+        story.disk.tell(Has(tuple(block for block in others if store.find(block.hash))))
+    assert store.find(others[0].hash) is None
+    story.disk.tell(Head(tuple(first)))
+    story.opener.close()
+
+
+STORIES = [make_room, remove, remove_one_of_two, fork_and_rewind]
 
 
 @pytest.mark.parametrize("extent", EXTENTS)

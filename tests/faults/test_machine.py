@@ -27,6 +27,7 @@ from structlog.testing import capture_logs
 from agent_memory.block import BLOCK_TOKENS, Block, chain, common_tokens, token_bytes
 from agent_memory.errors import Conflict, NotFound
 from agent_memory.kvcache.block_pool import BlockPool
+from agent_memory.store.limits import Limits
 from tests.faults.chains import remembers
 from tests.faults.damage import BLOCK_FILE
 from tests.faults.killed import SPEC, payload_of
@@ -198,6 +199,19 @@ class Memory(RuleBasedStateMachine):
         self.opener.close()
         shutil.rmtree(self.opener.path)
         self.opener.path = next_home
+        self.opener.open()
+        self.look_after_start()
+
+    @rule(num_bytes=st.integers(0, 1 << 20))
+    def make_room(self, num_bytes: int) -> None:
+        """A start with a narrower limit: no more than that is left, then the limit goes again."""
+        wide, self.opener.limits = self.opener.limits, Limits(num_bytes, min_free_bytes=0)
+        store = self.opener.open()
+        assert store.flush(10)
+        assert store.disk_bytes <= num_bytes
+        self.promised = {block for block in self.promised if store.find(block.hash)}
+        self.opener.limits = wide
+        self.heads.clear()
         self.opener.open()
         self.look_after_start()
 
