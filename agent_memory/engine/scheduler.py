@@ -66,7 +66,11 @@ class Scheduler:
 
     @property
     def can_admit(self) -> bool:
-        return any(not self.full or self.yielding_to(seq) for seq in self.waiting)
+        """Whether there is a place, or somebody who yields his."""
+        if not self.full:
+            return bool(self.waiting)
+        yielding = any(s.state is State.RUNNING and not s.urgent for s in self.admitted)
+        return yielding and any(s.urgent for s in self.waiting)
 
     def admit(
         self, remembered: Callable[[Sequence], int], has_room: Callable[[Sequence], bool]
