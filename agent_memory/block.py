@@ -44,6 +44,11 @@ def token_bytes(tokens: Sequence[int]) -> bytes:
     return np.asarray(tokens, dtype="<i4").tobytes()
 
 
+def in_blocks(num_tokens: int) -> int:
+    """Rounded up to whole blocks."""
+    return -(-num_tokens // BLOCK_TOKENS) * BLOCK_TOKENS
+
+
 def common_tokens(a: bytes, b: bytes) -> int:
     """How many leading tokens two token byte strings share."""
     n = min(len(a), len(b)) // 4

@@ -25,7 +25,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the server runs with.  `drain_timeout` in seconds."""
+    """What the server runs with.  Timeouts in seconds."""
 
     host: str
     port: int  # 0: the system picks a free one
@@ -40,6 +40,9 @@ class Config:
     min_free_bytes: int | None  # None: by the size of the disk
     max_age_days: int | None  # None: no limit
     daily_write_bytes: int | None  # None: no limit
+    memory_bytes: int | None  # None: what the machine can give
+    max_requests: int
+    send_timeout: float
     drain_timeout: float
     log_format: str
     preload: bool
@@ -110,10 +113,13 @@ def _path(text: str) -> Path:
         raise ValueError from error
 
 
-def _seconds(text: str) -> float:
-    if not 0 <= float(text) <= 3600:
-        raise ValueError
-    return float(text)
+def _seconds(low: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        if not low <= float(text) <= 3600:
+            raise ValueError
+        return float(text)
+
+    return parse
 
 
 def _size(low: int, high: int) -> Callable[[str], int]:
@@ -239,9 +245,33 @@ SETTINGS = (
         "Most that is written on one day, to spare the SSD; more is kept in RAM only.",
     ),
     Setting(
+        "memory_bytes",
+        "auto",
+        _unless("auto", _size(64 * _UNITS["M"], 16 * _UNITS["T"])),
+        (int, str),
+        "auto, or 64M to 16T in bytes or with K, M, G, T",
+        "Memory for everything together; auto: what Metal recommends, else three quarters.",
+    ),
+    Setting(
+        "max_requests",
+        "256",
+        _whole(1, 10_000),
+        (int,),
+        "1 to 10000",
+        "Requests that may wait or run at once; more are told to come back.",
+    ),
+    Setting(
+        "send_timeout",
+        "30",
+        _seconds(0.1),
+        (int, float),
+        "0.1 to 3600 seconds",
+        "How long a client may read nothing of what it is sent before it is cut off.",
+    ),
+    Setting(
         "drain_timeout",
         "25",
-        _seconds,
+        _seconds(0),
         (int, float),
         "0 to 3600 seconds",
         "How long running requests may go on after a stop signal.",

@@ -4,7 +4,8 @@
     ├── RequestError          one request cannot be served; carries its HTTP status
     │   ├── BadRequest            400  the caller's fault
     │   │   ├── UnsupportedParameter
-    │   │   └── ContextLengthExceeded
+    │   │   ├── ContextLengthExceeded
+    │   │   └── MemoryExceeded
     │   ├── NotFound              404
     │   ├── Conflict              409  what is there stands against it
     │   ├── Refused               turned away before any route saw it; with its own status
@@ -70,6 +71,19 @@ class ContextLengthExceeded(BadRequest):
             f"The prompt has {prompt_tokens} tokens and the model's context holds "
             f"{context_length}, of which at least one must stay free for the answer. "
             "Shorten the conversation; nothing is cut off silently.",
+            param="messages",
+        )
+
+
+class MemoryExceeded(BadRequest):
+    code = "memory_exceeded"
+
+    def __init__(self, prompt_tokens: int, num_tokens: int, most_tokens: int) -> None:
+        super().__init__(
+            f"With its {prompt_tokens} tokens of prompt this request needs memory for {num_tokens} "
+            f"tokens, and this server has enough for {most_tokens}, even with nothing else to do. "
+            "Shorten the conversation, ask for fewer tokens, or start the server with more "
+            "--memory-bytes or fewer --kv-bits.",
             param="messages",
         )
 

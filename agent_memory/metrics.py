@@ -49,9 +49,15 @@ class Metrics:
         self.pool_bytes = gauge("pool_bytes", "Payload bytes in the block pool")
         self.disk_bytes = gauge("disk_bytes", "Bytes of block files")
         self.disk_budget = gauge("disk_budget_bytes", "Bytes of block files allowed")
+        self.memory_budget_bytes = gauge("memory_budget_bytes", "Memory for everything together")
+        self.memory_used_bytes = gauge("memory_used_bytes", "Memory of it that is in use or kept")
+        self.preemptions = counter("preemptions", "Sequences sent back to wait for want of room")
         self.connections = gauge("connections", "Open HTTP connections")
         self.stalled_connections = gauge(
             "stalled_connections", "Connections whose client does not read what it is sent"
+        )
+        self.connections_cut = gauge(
+            "connections_cut", "Connections cut off, so far, for not reading"
         )
         self.time_to_first_token = seconds("time_to_first_token", "From submit to the first token")
         self.restore_time = seconds("restore_time", "From match to the run in place")

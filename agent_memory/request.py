@@ -21,6 +21,11 @@ class SamplingParams:
     seed: int | None = None
 
 
+class Priority(StrEnum):
+    INTERACTIVE = "interactive"  # somebody waits for it
+    BACKGROUND = "background"  # computed when nothing interactive wants to be
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One generation.  `max_tokens` None: until the end of turn or of the context.
@@ -34,6 +39,7 @@ class GenerateRequest:
     sampling: SamplingParams
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    priority: Priority = Priority.INTERACTIVE
 
 
 class FinishReason(StrEnum):

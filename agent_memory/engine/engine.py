@@ -13,7 +13,7 @@ import gc
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
 from enum import StrEnum
 from functools import partial
 from typing import TypeVar
@@ -22,23 +22,24 @@ import mlx.core as mx
 import structlog
 
 from agent_memory.config import Config
+from agent_memory.engine import budget, limits
 from agent_memory.engine.agent_verbs import AgentVerbs
+from agent_memory.engine.limits import ModelInfo, Queue
 from agent_memory.engine.mailbox import Mailbox, Stream
 from agent_memory.engine.memory import Memory
 from agent_memory.engine.scheduler import Scheduler
 from agent_memory.engine.step_loop import StepLoop
 from agent_memory.engine.transfer import Transfer
-from agent_memory.errors import AgentMemoryError, BadRequest, ContextLengthExceeded, Unavailable
+from agent_memory.errors import AgentMemoryError, Unavailable
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.metrics import Metrics
 from agent_memory.model import loader
 from agent_memory.model.loader import LoadedModel
 from agent_memory.model.tokenizer import ChatTokenizer
-from agent_memory.request import Event, Failed, Finished, GenerateRequest, SamplingParams
+from agent_memory.request import Event, Failed, Finished, GenerateRequest
 from agent_memory.store.block_store import BlockStore
 
 MAX_RUNNING = 32
-MAX_ACTIVE = 256
 SPARE_SHARE = 8
 """One part in so many of the pool's bytes is kept ready to read blocks into."""
 
@@ -55,17 +56,6 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What the outside may know of the serving model.  `kv`: how its KV is kept."""
-
-    id: str
-    context_length: int
-    vocab_size: int
-    defaults: SamplingParams
-    kv: dict[str, object]
-
-
 class LoadCancelled(AgentMemoryError):
     pass
 
@@ -77,7 +67,7 @@ class Engine:
         self.progress: dict[str, object] = {}
         self.failure: str | None = None
         self.model: ModelInfo | None = None
-        self.num_active = 0
+        self.queue = Queue(config.max_requests)
         self._config = config
         self._store = store
         self._metrics = metrics
@@ -88,6 +78,8 @@ class Engine:
         self._steps: StepLoop | None = None  # engine thread
         self._settled = asyncio.Event()  # loading has ended, well or not
         self._idle = asyncio.Event()  # the last active request has ended
+        self._draining_with = 0  # requests that were here when admission stopped
+        self._turned_away: Future[int] | None = None  # of these, how many had not begun
         self._leaving = False
         self.agents = AgentVerbs(store, self._pool, self._mailbox, lambda: self._steps)
         self.transfer = Transfer(store, self._pool, self._mailbox, self.agents)
@@ -169,11 +161,15 @@ class Engine:
         digests = config.state_dir / "run" / "digests.json"
         loaded = loader.load(self.model_id, config.kv_bits, config.kv_group_size, progress, digests)
         proven = loaded.proven
+        spare = config.pool_bytes // SPARE_SHARE
+        ledger, cost = budget.plan(loaded, config.memory_bytes, config.step_tokens, spare)
         memory = Memory(proven.spec, self._pool, self._store, self._metrics, self._mailbox.send)
-        self._store.expect(proven.spec, config.pool_bytes // SPARE_SHARE)
+        self._store.expect(proven.spec, spare)
         scheduler = Scheduler(config.step_tokens, MAX_RUNNING)
         self._loaded = loaded
-        self._steps = StepLoop(loaded, memory, scheduler, self._mailbox, self._metrics)
+        self._steps = StepLoop(
+            loaded, memory, scheduler, ledger, cost, self._mailbox, self._metrics
+        )
         self.model = ModelInfo(
             id=self.model_id,
             context_length=loaded.context_length,
@@ -187,6 +183,7 @@ class Engine:
                 "decode_reads": proven.read,
                 "fingerprint": proven.spec.fingerprint.hex()[:16],
             },
+            most_tokens=cost.most_tokens(ledger.spare_bytes),
         )
         log.info(
             "model_ready",
@@ -194,6 +191,8 @@ class Engine:
             context_length=loaded.context_length,
             load_s=round(time.monotonic() - started, 2),
             self_test_difference=proven.worst_difference,
+            most_tokens=self.model.most_tokens,
+            memory=ledger.figures(),
             **self.model.kv,
         )
         self._load_settled(Phase.READY)
@@ -217,11 +216,16 @@ class Engine:
         assert self._loaded is not None
         return self._loaded.tokenizer
 
+    @property
+    def num_active(self) -> int:
+        return self.queue.num_active
+
     # ── requests ─────────────────────────────────────────────────────────────────────────────
 
     async def tokenize(self, messages: Sequence[dict[str, str]], agent: str | None) -> list[int]:
-        """Made in a worker thread; meanwhile the agent's memory is read.  Raises BadRequest."""
+        """Made in a worker thread; meanwhile the agent's memory is read.  Raises RequestError."""
         assert self._steps is not None
+        self.queue.refuse_when_full()
         if agent is not None:
             self._mailbox.send(partial(self._steps.memory.expect, agent))
         return await asyncio.to_thread(self.tokenizer.encode_chat, messages)
@@ -229,10 +233,11 @@ class Engine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events of a request; closing the iterator cancels it.  Raises RequestError at once if it
         cannot be served; what fails later comes as the event Failed."""
-        self._admissible(request)
-        assert self._steps is not None
-        stream, ended = Stream(), False
-        self.num_active += 1
+        if self.phase is not Phase.READY or self.model is None or self._steps is None:
+            raise _draining()
+        limits.check(request, self.model)
+        stream, ended, began = Stream(), False, time.monotonic()
+        self.queue.enter()
         try:
             self._mailbox.send(partial(self._steps.submit, request, stream))
             while not ended:
@@ -240,51 +245,25 @@ class Engine:
                 ended = isinstance(event, Finished | Failed)
                 yield event
         finally:
-            self.num_active -= 1
+            self.queue.leave(time.monotonic() - began)
             if self.num_active == 0:
                 self._idle.set()
             if not ended:
                 self._mailbox.send(partial(self._steps.cancel, request.id))
 
-    def _admissible(self, request: GenerateRequest) -> None:
-        if self.phase is not Phase.READY or self.model is None:
-            raise _draining()
-        if self.num_active >= MAX_ACTIVE:
-            raise Unavailable(
-                f"{self.num_active} requests are waiting or running, which is the limit.",
-                reason="queue_full",
-                retry_after=5,
-            )
-        if not request.prompt:
-            raise BadRequest("The prompt is empty.", param="messages")
-        if request.max_tokens is not None and request.max_tokens < 1:
-            raise BadRequest("max_tokens must be at least 1.", param="max_tokens")
-        if min(request.prompt) < 0 or max(request.prompt) >= self.model.vocab_size:
-            raise BadRequest(
-                f"The prompt holds token ids outside 0 to {self.model.vocab_size - 1}, which the "
-                "model does not know.",
-                param="messages",
-            )
-        if request.sampling.top_k > self.model.vocab_size:
-            raise BadRequest(
-                f"top_k is {request.sampling.top_k}, but the model knows only "
-                f"{self.model.vocab_size} tokens.",
-                param="top_k",
-            )
-        if len(request.prompt) >= self.model.context_length:
-            raise ContextLengthExceeded(len(request.prompt), self.model.context_length)
-
     # ── the six stages, each called once, in this order ──────────────────────────────────────
 
     def stop_admission(self) -> None:
-        """Stage 1.  Also ends a load under way at its next step."""
+        """Stage 1.  Also ends a load under way at its next step, and who has not begun."""
         self.phase = Phase.DRAINING
         self._settled.set()
+        self._draining_with = self.num_active
+        if steps := self._steps:
+            self._turned_away = self._mailbox.call(steps.end_waiting)
 
     async def drain(self, timeout_s: float, hurry: asyncio.Event) -> dict[str, int]:
         """Stage 2: let requests finish, at most `timeout_s` or until `hurry`; then end the rest."""
-        at_first = self.num_active
-        if at_first:
+        if self.num_active:
             self._idle.clear()
             waits = [asyncio.create_task(event.wait()) for event in (self._idle, hurry)]
             await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -292,7 +271,9 @@ class Engine:
                 wait.cancel()
         steps = self._steps
         ended = await self._on_thread(steps.end_all) if steps and self.num_active else 0
-        return {"finished": at_first - ended, "ended": ended}
+        turned_away = await asyncio.wrap_future(self._turned_away) if self._turned_away else 0
+        finished = self._draining_with - turned_away - ended
+        return {"finished": finished, "turned_away": turned_away, "ended": ended}
 
     async def persist(self, timeout_s: float) -> dict[str, int]:
         """Stage 3: everything committed is on disk, the pool is empty, the store is closed."""

@@ -5,29 +5,47 @@ loop together, in one wake-up.  `send` and `call`: any thread.  The rest: engine
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from agent_memory.request import Event
+from agent_memory.request import Delta, Event
 
 T = TypeVar("T")
 Command = Callable[[], object]
 
 
+MAX_EVENTS = 64
+
+
 class Stream:
-    """One request's events on the loop's side.  Unbounded: the engine never waits for a reader; it
-    holds at most one event per token of the answer."""
+    """One request's events on the loop's side.  The engine never waits for a reader: once
+    MAX_EVENTS are unread, more text joins that of the last.  So all of the text is held in few."""
 
     def __init__(self) -> None:
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: deque[Event] = deque()
+        self._waiting: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._events)
 
     def put(self, event: Event) -> None:
-        self._events.put_nowait(event)
+        last = self._events[-1] if len(self._events) >= MAX_EVENTS else None
+        if isinstance(last, Delta) and isinstance(event, Delta):
+            self._events[-1] = Delta(last.text + event.text, event.num_tokens)
+        else:
+            self._events.append(event)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     async def get(self) -> Event:
-        return await self._events.get()
+        """For one reader."""
+        while not self._events:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        return self._events.popleft()
 
 
 class Mailbox:

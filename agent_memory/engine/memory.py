@@ -10,17 +10,24 @@ Knows nothing of steps or HTTP.  Engine thread only; the store's threads answer 
 """
 
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakValueDictionary
 
 import numpy as np
 import structlog
 
-from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, Loss, common_tokens, token_bytes
+from agent_memory.block import (
+    BLOCK_TOKENS,
+    Block,
+    BlockHash,
+    Loss,
+    common_tokens,
+    in_blocks,
+    token_bytes,
+)
 from agent_memory.engine.reads import Post, Reads
+from agent_memory.engine.restore import Restore, Restored, Span, run_key
 from agent_memory.engine.sequence import Sequence, State
 from agent_memory.engine.witness import Witness
 from agent_memory.failpoint import failpoint
@@ -34,60 +41,8 @@ from agent_memory.store.block_store import BlockStore
 
 log = structlog.get_logger(__name__)
 
-RESERVE_NEW_TOKENS = 512
 AHEAD_BYTES = 64 << 20
 """Of a chain are read before its request is there: it may turn out to be about something else."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The first `count` tokens of a remembered block, at position `start` of a prompt."""
-
-    block: Block
-    start: int
-    count: int
-
-
-@dataclass(eq=False, slots=True)
-class Restore:
-    """A run being put together.  `todo`: payloads that are here; the pool holds them, or not."""
-
-    spans: list[Span]
-    builder: RunBuilder
-    waiting: list[Sequence]
-    missing: int
-    from_disk: set[int]
-    began: float
-    failed: set[int] = field(default_factory=set)
-    todo: deque[tuple[int, np.ndarray, bool]] = field(default_factory=deque)
-    given_up: bool = False
-
-    @property
-    def key(self) -> BlockHash:
-        return run_key(self.spans)
-
-    @property
-    def settled(self) -> bool:
-        return not self.todo and not self.missing and (self.builder.grown or self.given_up)
-
-    @property
-    def usable(self) -> list[Span]:
-        return [] if self.given_up else self.spans[: min(self.failed, default=len(self.spans))]
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """Where a sequence's cached tokens came from."""
-
-    seq: Sequence
-    from_memory: int
-    from_disk: int
-
-
-def run_key(spans: list[Span]) -> BlockHash:
-    """Names all tokens up to the end of the spans, whichever block the last of them are from."""
-    block, count = spans[-1].block, spans[-1].count
-    return Block.of(block.parent, block.tokens[: 4 * count]).hash
 
 
 class Memory:
@@ -275,12 +230,33 @@ class Memory:
     def _start(
         self, seq: Sequence, run: Run | None, spans: list[Span], from_disk: set[int]
     ) -> Restored:
-        reserve = len(seq.tokens) + min(seq.max_new, RESERVE_NEW_TOKENS)
-        seq.kv = SequenceKV(self.spec, run, reserve)
+        seq.kv = SequenceKV(self.spec, run, seq.reserve)
         seq.chain = [span.block for span in spans if span.count == BLOCK_TOKENS]
         seq.move(State.RUNNING)
         disk = sum(span.count for i, span in enumerate(spans) if i in from_disk)
         return Restored(seq, seq.kv.length - disk, disk)
+
+    def needs(self, seq: Sequence) -> int:
+        """Tokens of new memory that it takes, run and tail, if it begins now."""
+        spans = self.match(seq.tokens)
+        if not spans:
+            return in_blocks(seq.reserve)
+        matched = spans[-1].start + spans[-1].count
+        known = run_key(spans) in self._runs or run_key(spans) in self._restores
+        return in_blocks(seq.reserve - matched) + (0 if known else matched)
+
+    def own_tokens(self, seq: Sequence) -> int:
+        """Of one that has begun: what its tail has, or is to have, places for."""
+        if seq.kv is not None:
+            return seq.kv.room
+        run = next(r.builder.length for r in self._restores.values() if seq in r.waiting)
+        return seq.reserve - run
+
+    @property
+    def run_bytes(self) -> int:
+        """Of runs in use and of those being put together."""
+        runs = sum(run.nbytes for run in self._runs.values())
+        return runs + sum(restore.builder.whole_bytes for restore in self._restores.values())
 
     @property
     def num_runs(self) -> int:
@@ -306,11 +282,15 @@ class Memory:
         if self._find(block) is None:
             self.pool.put(block, seq.kv.copy_out(seq.num_committed, num_tokens))
 
-    def commit_turn(self, seq: Sequence) -> None:
-        """At the end of a turn, however it ended: everything that was computed, and whose it is."""
+    def park(self, seq: Sequence) -> None:
+        """Everything that was computed, as far as the pool has room."""
         self.commit_full(seq)
         if 0 < seq.num_kept - seq.num_committed < BLOCK_TOKENS:
             self._commit(seq, seq.num_kept)
+
+    def commit_turn(self, seq: Sequence) -> None:
+        """At the end of a turn, however it ended: everything that was computed, and whose it is."""
+        self.park(seq)
         left_out = seq.num_kept - seq.num_committed
         self.metrics.commits_skipped.inc(-(-left_out // BLOCK_TOKENS))
         self.witness.left_out(seq.chain, seq.tokens[seq.num_committed : seq.num_kept])

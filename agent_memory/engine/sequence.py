@@ -28,7 +28,7 @@ from agent_memory.engine.mailbox import Stream
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.model.sampler import Draw
 from agent_memory.model.tokenizer import StopMatcher, TextStream
-from agent_memory.request import Compared, FinishReason, GenerateRequest
+from agent_memory.request import Compared, FinishReason, GenerateRequest, Priority
 
 
 class State(StrEnum):
@@ -78,6 +78,10 @@ class Sequence:
         self.state = State.WAITING
         self.tokens = list(request.prompt)
         self.prompt_bytes = token_bytes(request.prompt)
+        self.arrival = 0  # numbered by the scheduler
+        self.urgent = request.priority is Priority.INTERACTIVE
+        self.put_back = False  # by a step that failed: it begins again before others begin
+        self.reserve = 0  # tokens it has room for, all in all, since it was last admitted
         self.awaits: Awaited | None = None
         self.in_flight = 0
         self.kv: SequenceKV | None = None

@@ -9,7 +9,10 @@ the next is launched: who has waited longest does not wait for that too.
 
 A step that raises ends at most one request.  Everyone in it is accused: rewound to what was
 committed and computed once alone; who raises alone is at fault.  Those who were only in the step
-behind it are rewound, not accused.  Engine thread only.
+behind it are rewound, not accused.
+
+Who is sent back to wait, for want of room, has the step under way settled first: nothing of it is
+lost, what was computed is committed, and its answer goes on where it stopped.  Engine thread only.
 """
 
 import secrets
@@ -20,8 +23,11 @@ import mlx.core as mx
 import numpy as np
 import structlog
 
+from agent_memory.engine.ledger import Ledger
 from agent_memory.engine.mailbox import Mailbox, Stream
-from agent_memory.engine.memory import Memory, Restored
+from agent_memory.engine.memory import Memory
+from agent_memory.engine.restore import Restored
+from agent_memory.engine.room import Cost, Room
 from agent_memory.engine.scheduler import Scheduler, Work
 from agent_memory.engine.sequence import Sequence, State
 from agent_memory.errors import EngineFailed
@@ -64,12 +70,24 @@ class StepLoop:
         loaded: LoadedModel,
         memory: Memory,
         scheduler: Scheduler,
+        ledger: Ledger,
+        cost: Cost,
         mailbox: Mailbox,
         metrics: Metrics,
     ) -> None:
         self.loaded = loaded
         self.memory = memory
         self.scheduler = scheduler
+        self.room = Room(
+            ledger,
+            cost,
+            scheduler,
+            memory.pool,
+            needs=memory.needs,
+            runs=lambda: memory.run_bytes,
+            preempt=self._preempt,
+        )
+        metrics.memory_budget_bytes.set(ledger.budget_bytes)
         self._mailbox = mailbox
         self._metrics = metrics
         self._flight: Flight | None = None
@@ -101,6 +119,13 @@ class StepLoop:
         for seq in list(self.scheduler):
             if seq.request.id == request_id:
                 self._finish(seq, FinishReason.CANCELLED)
+
+    def end_waiting(self) -> int:
+        """Those that never began get their last event now; those sent back to wait still go on."""
+        new = [seq for seq in self.scheduler.waiting if not seq.started]
+        for seq in new:
+            self._finish(seq, FinishReason.SHUTDOWN)
+        return len(new)
 
     def end_all(self) -> int:
         """Every request gets its last event now, and what was computed of it is committed."""
@@ -134,6 +159,7 @@ class StepLoop:
         self._admit()
         for restored in self.memory.advance(RESTORE_BYTES_PER_TURN):
             self._begin(restored)
+        self._grow()
         if self._flight is not None and self._flight.has_first_token:
             first, self._flight = self._flight, None
             self._settle(first)
@@ -144,14 +170,21 @@ class StepLoop:
         if last is not None and not self._settle(last) and launched is not None:
             self._rewind(launched.seqs)
             self._flight = None
+        self._tell_metrics()
+        self._mailbox.flush()
+
+    def _tell_metrics(self) -> None:
         self._metrics.running.set(len(self.scheduler.admitted))
         self._metrics.waiting.set(len(self.scheduler.waiting))
         self._metrics.runs.set(self.memory.num_runs)
         self._metrics.pool_bytes.set(self.memory.pool.num_bytes)
-        self._mailbox.flush()
+        self._metrics.memory_used_bytes.set(self.room.ledger.used_bytes)
 
     def _admit(self) -> None:
-        while seq := self.scheduler.admit(self.memory.remembered):
+        while seq := self.scheduler.admit(self.memory.remembered, self.room.admits):
+            if self.room.is_too_long(seq):
+                self._finish(seq, FinishReason.LENGTH)
+                continue
             try:
                 self._offer_what_is_shared(seq)
                 restored = self.memory.begin(seq)
@@ -159,8 +192,37 @@ class StepLoop:
                 self._log_failure([seq], error)
                 self._fail(seq)
             else:
+                self.room.hold(seq, self.memory.own_tokens(seq))
                 if restored:
                     self._begin(restored)
+        self.room.level()
+
+    def _grow(self) -> None:
+        """Who has no place for the next token gets more room, or goes back to wait for it."""
+        for seq in self.room.short():
+            if seq.state is State.RUNNING and not self.room.grow(seq):
+                self._preempt(seq)
+        for seq in self.room.outgrown():
+            self._preempt(seq)
+            if not self.room.outgrown():
+                break
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Back to waiting.  It may turn out to have ended."""
+        last, self._flight = self._flight, None
+        if last is not None:
+            self._settle(last)
+        if seq.state is not State.RUNNING:
+            return
+        try:
+            self.memory.park(seq)
+        except Exception:  # then it is computed again
+            log.exception("commit_failed", request_id=seq.request.id)
+        seq.rewind()
+        self.scheduler.readmit(seq)
+        self.room.release(seq)
+        self._metrics.preemptions.inc()
+        log.info("sent_back_to_wait", request_id=seq.request.id, tokens=len(seq.tokens))
 
     def _offer_what_is_shared(self, seq: Sequence) -> None:
         """What a running sequence has computed of this prompt is matched like all that is known."""
@@ -172,6 +234,7 @@ class StepLoop:
 
     def _begin(self, restored: Restored) -> None:
         seq, restore_s = restored.seq, time.monotonic() - restored.seq.looked_at
+        self.room.hold(seq, self.memory.own_tokens(seq))
         if seq.started:
             return  # it was rewound; what it is told it was told
         seq.started = True
@@ -255,6 +318,7 @@ class StepLoop:
     def _leave(self, seq: Sequence, reason: str) -> None:
         self.memory.forget_restores(seq)
         self.scheduler.remove(seq)
+        self.room.release(seq)
         self._submitted.pop(seq, None)
         seq.move(State.FINISHED)
         self._metrics.requests.labels(reason).inc()
@@ -278,7 +342,9 @@ class StepLoop:
         for seq in seqs:
             if seq.state is State.RUNNING:
                 seq.rewind()
+                seq.put_back = True
                 self.scheduler.readmit(seq)
+                self.room.release(seq)
 
     def _fail(self, seq: Sequence) -> None:
         self._emit(
@@ -299,5 +365,6 @@ class StepLoop:
     def check(self) -> None:
         self.scheduler.check()
         self.memory.check()
+        self.room.check()
         for seq in self.scheduler:
             seq.check()

@@ -8,6 +8,9 @@ sequences.  Engine thread only; `num_bytes` and `find` may be read from any thre
               before its children: a chain without its beginning is of no use to anyone.
     doomed    dropped while it was held: no longer found, gone with its last hold unless put again.
 
+The limit is the budget, or less while others need the memory.  It may be set below what is held:
+then nothing is put until that is gone.
+
 Invariants: num_bytes is the sum of the payloads and at most the budget; `children` mirrors the
 blocks' parents exactly.
 """
@@ -32,6 +35,7 @@ class Slot:
 class BlockPool:
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
+        self.limit_bytes = budget_bytes
         self.num_bytes = 0
         self._slots: OrderedDict[BlockHash, Slot] = OrderedDict()  # least recently used first
         self._children: dict[BlockHash, set[BlockHash]] = {}
@@ -105,21 +109,35 @@ class BlockPool:
 
     def make_room(self, nbytes: int) -> bool:
         """Whether so much can be put now.  False: nothing was evicted."""
-        over = self.num_bytes + nbytes - self.budget_bytes
-        if over <= 0:
-            return True
-        victims: dict[BlockHash, Slot] = {}
-        for slot in self._slots.values():
-            if slot.ref_count == 0 and self._children_of(slot) <= victims.keys():
-                victims[slot.block.hash] = slot
-                over -= slot.payload.nbytes
-                if over <= 0:
-                    break
-        if over > 0:
+        over = self.num_bytes + nbytes - self.limit_bytes
+        victims = self._victims(over)
+        if sum(slot.payload.nbytes for slot in victims) < over:
             return False
-        for slot in victims.values():
+        for slot in victims:
             self._remove(slot)
         return True
+
+    def resize(self, limit_bytes: int) -> None:
+        """Set the limit, but never above the budget, and evict what is idle until it is kept."""
+        self.limit_bytes = max(0, min(limit_bytes, self.budget_bytes))
+        for slot in self._victims(self.num_bytes - self.limit_bytes):
+            self._remove(slot)
+
+    @property
+    def idle_bytes(self) -> int:
+        """How much could be evicted now."""
+        return sum(slot.payload.nbytes for slot in self._victims(self.num_bytes))
+
+    def _victims(self, nbytes: int) -> list[Slot]:
+        """Who goes to free so many bytes, children first; all that may go if that is too few."""
+        victims: dict[BlockHash, Slot] = {}
+        for slot in self._slots.values() if nbytes > 0 else ():
+            if slot.ref_count == 0 and self._children_of(slot) <= victims.keys():
+                victims[slot.block.hash] = slot
+                nbytes -= slot.payload.nbytes
+                if nbytes <= 0:
+                    break
+        return list(victims.values())
 
     def _children_of(self, slot: Slot) -> set[BlockHash]:
         return self._children.get(slot.block.hash, set())
@@ -134,7 +152,7 @@ class BlockPool:
 
     def check(self) -> None:
         assert self.num_bytes == sum(s.payload.nbytes for s in self._slots.values())
-        assert self.num_bytes <= self.budget_bytes
+        assert self.num_bytes <= self.budget_bytes and 0 <= self.limit_bytes <= self.budget_bytes
         for block_hash, slot in self._slots.items():
             assert slot.block.hash == block_hash and slot.ref_count >= slot.doomed
             assert block_hash in self._children[slot.block.parent]

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from agent_memory.block import BLOCK_TOKENS
-from agent_memory.kv_spec import NUMPY, DType, KVSpec, LayerGroup
+from agent_memory.kv_spec import NUMPY, DType, KVSpec, LayerGroup, payload_bytes
 from agent_memory.kvcache.packing import DTYPES
 from agent_memory.kvcache.tail import Part
 
@@ -60,7 +60,10 @@ class RunBuilder:
             for i in range(len(group.layers))
         )
         self._sides: dict[tuple[str, int], _Side] = {}
-        self.nbytes = 0
+        self.nbytes = 0  # so far
+        self.whole_bytes = sum(
+            payload_bytes((group,), length - first_needed(group, length)) for group in spec.groups
+        )
 
     @property
     def grown(self) -> bool:

@@ -8,9 +8,12 @@ Knows how to hand out the parts of a layer and how to copy a span out as a paylo
 only.
 """
 
+from collections.abc import Iterator
+
 import mlx.core as mx
 import numpy as np
 
+from agent_memory.block import BLOCK_TOKENS
 from agent_memory.kv_spec import KVSpec, LayerGroup
 from agent_memory.kvcache.run import Run, host
 from agent_memory.kvcache.tail import Part, Tail
@@ -28,6 +31,24 @@ class SequenceKV:
             for group in spec.groups
             for layer in group.layers
         }
+
+    @property
+    def room(self) -> int:
+        """Tokens the tails have places for, or will have when they are written to."""
+        return min((tail.room for tail in self._growing()), default=self.length)
+
+    @property
+    def num_free(self) -> int:
+        """How many more tokens that is.  Windows make room for themselves."""
+        return min((t.start + t.room - self.length for t in self._growing()), default=BLOCK_TOKENS)
+
+    def grow_to(self, num_tokens: int) -> None:
+        """Places for so many in the tails, when they next need one."""
+        for tail in self._growing():
+            tail.reserve = num_tokens
+
+    def _growing(self) -> Iterator[Tail]:
+        return (tail for tail in self.tails.values() if tail.window is None)
 
     def parts(self, layer: int) -> list[Part]:
         tail = self.tails[layer]

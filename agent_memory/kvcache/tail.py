@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from agent_memory.block import BLOCK_TOKENS
+from agent_memory.block import BLOCK_TOKENS, in_blocks
 from agent_memory.kvcache.packing import Packed
 
 
@@ -41,13 +41,13 @@ class Part(NamedTuple):
 
 class Tail:
     def __init__(self, start: int, reserve: int, window: int | None = None) -> None:
-        """`reserve`: tokens the first allocation makes room for, at least."""
+        """`reserve`: tokens the next allocation makes room for, at least."""
         self.start = start
         self.used = 0
         self.window = window
         self.released = start
         """Positions before this have been copied out."""
-        self._reserve = reserve if window is None else min(reserve, window + 2 * BLOCK_TOKENS)
+        self.reserve = reserve if window is None else min(reserve, window + 2 * BLOCK_TOKENS)
         self.arrays: list[mx.array] = []
         self._num_k = 0
 
@@ -66,11 +66,11 @@ class Tail:
         self.used += n
 
     def _grow(self, like: Packed, more: int) -> None:
-        """Room for `more`, the reserve, or a quarter more than now: few copies, in whole blocks."""
+        """Room for what was reserved, or else a quarter more than now, in whole blocks."""
         gone = self._num_unseen()
         kept = self.used - gone
-        want = max(kept + more, self._reserve, kept + kept // 4)
-        room = -(-want // BLOCK_TOKENS) * BLOCK_TOKENS
+        want = self.reserve if self.reserve >= kept + more else kept + kept // 4
+        room = in_blocks(max(kept + more, want))
         grown = [mx.zeros((*x.shape[:2], room, x.shape[-1]), dtype=x.dtype) for x in like]
         for array, old in zip(grown, self.arrays, strict=False):
             array[..., :kept, :] = old[..., gone : self.used, :]
@@ -85,6 +85,12 @@ class Tail:
     def part(self) -> Part:
         views = [x[..., : self.used, :] for x in self.arrays]
         return Part(self.start, tuple(views[: self._num_k]), tuple(views[self._num_k :]))
+
+    @property
+    def room(self) -> int:
+        """Tokens there are places for, or will be with the next append."""
+        have = int(self.arrays[0].shape[2]) if self.arrays else 0
+        return max(have, in_blocks(self.reserve))
 
     @property
     def nbytes(self) -> int:

@@ -24,13 +24,14 @@ from agent_memory.request import (
     Finished,
     FinishReason,
     GenerateRequest,
+    Priority,
     Started,
 )
 from agent_memory.server import body, openai, sse
 from agent_memory.server.explain import Explained, Explanations
 from agent_memory.server.gate import RETRY_AFTER_S
 from agent_memory.server.health import unknown_model
-from agent_memory.server.identity import agent_of
+from agent_memory.server.identity import agent_of, priority_of
 from agent_memory.server.openai import ChatAnswer, ChatRequest, Usage
 from agent_memory.server.sse import EventStream, WhileConnected
 
@@ -44,9 +45,11 @@ async def chat_completions(request: Request) -> Response:
     fields = body.parse(await request.body())
     chat = openai.parse_chat(fields)
     agent = agent_of(request.headers, fields)
+    priority = priority_of(request.headers, fields)
     if chat.model not in (None, engine.model_id):
         raise unknown_model(str(chat.model), engine.model_id)
-    turn = Turn(engine, chat, agent, request.state.request_id, request.state.explanations)
+    explanations = request.state.explanations
+    turn = Turn(engine, chat, agent, priority, request.state.request_id, explanations)
     return WhileConnected(turn.streamed() if chat.stream else turn.whole)
 
 
@@ -58,12 +61,14 @@ class Turn:
         engine: Engine,
         chat: ChatRequest,
         agent: str | None,
+        priority: Priority,
         request_id: str,
         explanations: Explanations,
     ) -> None:
         self._engine = engine
         self._chat = chat
         self._agent = agent
+        self._priority = priority
         self._request_id = request_id
         self._explanations = explanations
         self._id = f"chatcmpl-{uuid4().hex}"
@@ -124,6 +129,7 @@ class Turn:
             sampling=self._chat.sampling_over(model.defaults),
             max_tokens=self._chat.max_tokens,
             stop=self._chat.stop,
+            priority=self._priority,
         )
 
     def _note(self, event: Event) -> None:

@@ -6,7 +6,7 @@ GET only, answered from memory.  Event loop.
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from agent_memory.engine.engine import MAX_ACTIVE, Engine, Phase
+from agent_memory.engine.engine import Engine, Phase
 from agent_memory.errors import NotFound
 from agent_memory.metrics import CONTENT_TYPE, Metrics
 from agent_memory.server.connections import Connections
@@ -34,13 +34,14 @@ async def readyz(request: Request) -> Response:
 def _reason_to_wait(engine: Engine) -> str | None:
     if engine.phase is not Phase.READY:
         return str(engine.phase)
-    return "queue_full" if engine.num_active >= MAX_ACTIVE else None
+    return "queue_full" if engine.queue.is_full else None
 
 
 async def metrics(request: Request) -> Response:
     registry: Metrics = request.state.metrics
     connections: Connections = request.state.connections
     registry.connections.set(len(connections))
+    registry.connections_cut.set(connections.num_cut)
     registry.stalled_connections.set(connections.num_stalled)
     return Response(registry.text(), media_type=CONTENT_TYPE)
 

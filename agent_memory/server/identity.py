@@ -1,4 +1,4 @@
-"""Whose request is it?  The agent's name, from what clients send of their own accord.
+"""Whose request is it, and who waits for it?  From what clients send of their own accord.
 
 Content decides what is reused; the name decides only who owns it.  Nothing is guessed from the
 prompt.  Pure; any thread.
@@ -11,7 +11,9 @@ from hashlib import blake2b
 from typing import Any
 
 from agent_memory.errors import BadRequest
+from agent_memory.request import Priority
 
+PRIORITY = "x-priority"
 EXPLICIT = "x-agent-id"
 HEADERS = (
     "x-session-id",
@@ -55,6 +57,20 @@ def agent_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> str | None:
     if EXPLICIT in headers:
         return checked_name(headers[EXPLICIT], "X-Agent-ID")
     return next((name_for(text) for text in _candidates(headers, body) if text), None)
+
+
+def priority_of(headers: Mapping[str, str], body: Mapping[str, Any]) -> Priority:
+    """The header's, else the body's; who says nothing is interactive.  Raises BadRequest."""
+    if PRIORITY in headers:
+        return _priority(headers[PRIORITY], "X-Priority")
+    value = body.get("priority")
+    return Priority.INTERACTIVE if value is None else _priority(value, "priority")
+
+
+def _priority(value: object, place: str) -> Priority:
+    if isinstance(value, str) and value in list(Priority):
+        return Priority(value)
+    raise BadRequest(f"'{place}' must be one of {', '.join(Priority)}.", param=place)
 
 
 def _candidates(headers: Mapping[str, str], body: Mapping[str, Any]) -> Iterator[str]:

@@ -39,7 +39,7 @@ class Lifespan:
         metrics: Metrics,
         hurry: asyncio.Event,
     ) -> None:
-        self.connections = Connections()
+        self.connections = Connections(config.send_timeout)
         self._hurry = hurry
         self.leaving = asyncio.Event()
         self._store = store

@@ -10,8 +10,15 @@ import mlx.core as mx
 import pytest
 
 from agent_memory import config, failpoint
+from agent_memory.block import BLOCK_TOKENS
 from agent_memory.engine.engine import Engine, Phase
-from agent_memory.errors import BadRequest, ContextLengthExceeded, EngineFailed, Unavailable
+from agent_memory.errors import (
+    BadRequest,
+    ContextLengthExceeded,
+    EngineFailed,
+    MemoryExceeded,
+    Unavailable,
+)
 from agent_memory.metrics import Metrics
 from agent_memory.request import (
     Delta,
@@ -19,6 +26,7 @@ from agent_memory.request import (
     Finished,
     FinishReason,
     GenerateRequest,
+    Priority,
     SamplingParams,
     Started,
 )
@@ -74,19 +82,24 @@ async def ask(
     engine: Engine,
     prompt: str | tuple[int, ...],
     agent: str | None = "ann",
-    max_tokens: int = 24,
+    max_tokens: int | None = 24,
     stop: tuple[str, ...] = (),
+    priority: Priority = Priority.INTERACTIVE,
+    under_way: asyncio.Event | None = None,
 ) -> Answer:
+    """`under_way`: set when 100 tokens have been generated."""
     tokens = prompt if isinstance(prompt, tuple) else await tokenized(engine, prompt)
-    request = GenerateRequest(f"r{id(tokens)}", agent, tokens, GREEDY, max_tokens, stop)
+    request = GenerateRequest(f"r{id(tokens)}", agent, tokens, GREEDY, max_tokens, stop, priority)
     texts, started = [], None
     async with aclosing(engine.generate(request)) as events:
         async for event in events:
             match event:
                 case Started():
                     started = event
-                case Delta(text):
+                case Delta(text, num_tokens):
                     texts.append(text)
+                    if under_way and num_tokens >= 100:
+                        under_way.set()
                 case Failed(error):
                     raise error
                 case Finished():
@@ -208,6 +221,44 @@ async def test_a_pool_too_small_for_anything_costs_only_time(tmp_path: Path) -> 
         small = [(await ask(engine, p)).text for p in (FACTS, FACTS, "Hello!")]
     async with running(tmp_path / "large") as engine:
         assert small == [(await ask(engine, p)).text for p in (FACTS, FACTS, "Hello!")]
+
+
+def memory_for(engine: Engine, num_tokens: int, pool_bytes: int) -> int:
+    """A budget that leaves room for the KV of so many tokens in one context, and a block."""
+    assert engine._steps is not None and engine.model is not None
+    fixed = {**engine._steps.room.ledger.figures(), "restore": pool_bytes // 8}
+    parts = sum(fixed[name] for name in ("weights", "step", "cache", "restore"))
+    per_token = engine._steps.room._cost.token_bytes + engine._steps.room._cost.context_bytes
+    return (parts + per_token * (num_tokens + BLOCK_TOKENS)) * 20 // 19 + 20
+
+
+async def test_background_work_gives_way_and_goes_on_and_a_sequence_ends_where_memory_does(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path / "alone") as engine:
+        slow = await ask(engine, ENDLESS, "slow", max_tokens=700)
+        quick = await ask(engine, FACTS, "quick")
+        memory_bytes = memory_for(engine, 980, 8 << 20)
+    tight = {"memory_bytes": memory_bytes, "pool_bytes": 8 << 20}
+    async with running(tmp_path / "tight", **tight) as engine:
+        assert engine.model is not None and 970 <= engine.model.most_tokens <= 990
+        with pytest.raises(MemoryExceeded, match="for 1012 tokens"):
+            await ask(engine, tuple(range(5, 505)), max_tokens=None)
+        under_way = asyncio.Event()
+        background = asyncio.create_task(
+            ask(engine, ENDLESS, "slow", 700, priority=Priority.BACKGROUND, under_way=under_way)
+        )
+        await under_way.wait()
+        asked = [asyncio.create_task(ask(engine, FACTS, f"quick-{n}")) for n in range(2)]
+        for task in asked:
+            assert (await task).text == quick.text
+        assert not background.done()
+        assert (await background).text == slow.text
+        assert engine._metrics.preemptions._value.get() >= 1
+        until_full = await ask(engine, ENDLESS, "full", max_tokens=None)
+        assert until_full.finished.reason is FinishReason.LENGTH
+        total = until_full.started.prompt_tokens + until_full.finished.completion_tokens
+        assert abs(engine.model.most_tokens - total) <= BLOCK_TOKENS
 
 
 async def test_a_step_that_raises_ends_the_guilty_request_only(tmp_path: Path) -> None:

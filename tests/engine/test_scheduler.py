@@ -1,32 +1,40 @@
 """The policy of a step, and the states of a sequence, without MLX or time."""
 
-from itertools import product
+from itertools import count, product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_memory.engine.mailbox import Stream
-from agent_memory.engine.scheduler import MIN_SHARED, Scheduler
+from agent_memory.engine.scheduler import MIN_SHARED, PROMOTE_ROWS, Scheduler
 from agent_memory.engine.sequence import TRANSITIONS, Sequence, State
+from agent_memory.engine.shares import TURN_ROWS, Shares
 from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.model.sampler import Draw
-from agent_memory.request import GenerateRequest, SamplingParams
+from agent_memory.request import GenerateRequest, Priority, SamplingParams
 from tests.conftest import builtin_model
 
 FORM = TensorFormat(64, "F32")
 SPEC = KVSpec((LayerGroup("full", (0,), 1, FORM, FORM),), "digest")
 END_OF_TURN = 2
+STARTS = count(5, 10_000)
+INTERACTIVE, BACKGROUND = Priority.INTERACTIVE, Priority.BACKGROUND
 
 
 def sequence(num_prompt: int, max_new: int = 100, first: int = 5) -> Sequence:
     return of_prompt(tuple(range(first, first + num_prompt)), max_new)
 
 
-def of_prompt(prompt: tuple[int, ...], max_new: int = 100) -> Sequence:
+def of_prompt(
+    prompt: tuple[int, ...],
+    max_new: int = 100,
+    agent: str | None = None,
+    priority: Priority = Priority.INTERACTIVE,
+) -> Sequence:
     return Sequence(
-        GenerateRequest("r", None, prompt, SamplingParams()),
+        GenerateRequest("r", agent, prompt, SamplingParams(), priority=priority),
         Stream(),
         max_new,
         lambda _position: Draw(None, 0),
@@ -38,6 +46,11 @@ def of_prompt(prompt: tuple[int, ...], max_new: int = 100) -> Sequence:
 def nothing(_seq: Sequence) -> int:
     """What is remembered of a sequence."""
     return 0
+
+
+def room(_seq: Sequence) -> bool:
+    """Whether its KV fits."""
+    return True
 
 
 def started(num_prompt: int, computed: int = 0, max_new: int = 100) -> Sequence:
@@ -92,7 +105,7 @@ def test_a_step_keeps_its_budget_and_leaves_nothing_undone(
     scheduler = Scheduler(step_tokens, max_running)
     for num_prompt, decodes in wanted:
         scheduler.add(sequence(num_prompt, first=1000 * len(scheduler)))
-        if seq := scheduler.admit(nothing):
+        if seq := scheduler.admit(nothing, room):
             seq.move(State.RUNNING)
             seq.kv = SequenceKV(SPEC)
             if decodes:
@@ -116,7 +129,7 @@ def test_admission_is_bounded_and_in_order_and_the_accused_computes_alone() -> N
     seqs = [sequence(10) for _ in range(4)]
     for seq in seqs:
         scheduler.add(seq)
-    assert [scheduler.admit(nothing) for _ in range(3)] == [*seqs[:2], None]
+    assert [scheduler.admit(nothing, room) for _ in range(3)] == [*seqs[:2], None]
     for seq in seqs[:2]:
         seq.move(State.RUNNING)
         seq.kv = SequenceKV(SPEC)
@@ -126,7 +139,119 @@ def test_admission_is_bounded_and_in_order_and_the_accused_computes_alone() -> N
     seqs[0].rewind()
     scheduler.readmit(seqs[0])
     scheduler.remove(seqs[1])
-    assert scheduler.admit(nothing) is seqs[0]  # before those that never ran
+    assert scheduler.admit(nothing, room) is seqs[0]  # before those that never ran
+
+
+def of_agent(agent: str, num_prompt: int, priority: Priority = INTERACTIVE) -> Sequence:
+    """A prompt that begins like no other."""
+    start = next(STARTS)
+    return of_prompt(tuple(range(start, start + num_prompt)), agent=agent, priority=priority)
+
+
+def run(seq: Sequence) -> None:
+    seq.move(State.RUNNING)
+    seq.kv = SequenceKV(SPEC)
+
+
+def compute(scheduler: Scheduler) -> dict[str | None, int]:
+    """One step, of which nothing ends -> rows by agent."""
+    rows: dict[str | None, int] = {}
+    for seq, num_tokens, _ in scheduler.next_step():
+        assert seq.kv is not None
+        seq.kv.length += num_tokens
+        agent = seq.request.agent
+        rows[agent] = rows.get(agent, 0) + num_tokens
+    return rows
+
+
+def test_interactive_before_background_and_agents_in_turn() -> None:
+    scheduler = Scheduler(256, 8)
+    night = of_agent("night", 600, BACKGROUND)
+    greedy = [of_agent("greedy", 2 * TURN_ROWS) for _ in range(3)]
+    modest = of_agent("modest", 600)
+    for seq in (night, *greedy, modest):
+        scheduler.add(seq)
+    order = [scheduler.admit(nothing, room) for _ in range(5)]
+    assert order == [*greedy, modest, night]  # nobody was given anything yet
+    for seq in (night, *greedy, modest):
+        run(seq)
+    agents = []
+    for _ in range(15):
+        agents += list(compute(scheduler))
+        scheduler.check()
+    turn = TURN_ROWS // 256
+    assert agents[: turn + 1] == ["greedy"] * turn + ["modest"]
+    assert agents[turn : turn + 3] == ["modest"] * 3  # before the rest of the greedy one's
+    assert "night" not in agents
+
+
+def test_who_was_away_has_saved_nothing_and_who_had_more_waits_a_bounded_time() -> None:
+    shares = Shares()
+    for agent in ("a", "b"):
+        shares.come(agent)
+    shares.give("a", 10 * TURN_ROWS)
+    shares.come("c")
+    assert [shares.turn(agent) for agent in "abc"] == [10, 0, 5]
+    shares.leave("a")
+    shares.come("a")
+    assert shares.turn("a") == 10  # going and coming back clears nothing
+    for _ in range(3 * 5 + 1):
+        shares.leave("c")
+        shares.come("c")  # a newcomer each time
+        shares.give("c", TURN_ROWS)
+    shares.come("new")
+    assert shares.turn("new") >= shares.turn("a")
+    for agent in ("a", "b", "c", "new"):
+        shares.leave(agent)
+    shares.check()
+
+
+def test_background_work_is_passed_over_for_a_bounded_time_only() -> None:
+    scheduler = Scheduler(256, 4)
+    nights = [of_agent("night", 300, BACKGROUND) for _ in range(2)]
+    for seq in nights:
+        scheduler.add(seq)
+    rows = 0
+    while not nights[0].urgent:
+        day = of_agent(f"day-{rows}", 256)
+        scheduler.add(day)
+        assert scheduler.admit(nothing, room) is day
+        run(day)
+        rows += sum(compute(scheduler).values())
+        scheduler.remove(day)
+        assert rows <= PROMOTE_ROWS + 512
+    assert not nights[1].urgent  # one at a time
+    assert scheduler.admit(nothing, room) is nights[0]
+
+
+def test_who_yields_to_whom() -> None:
+    scheduler = Scheduler(256, 3)
+    seqs = [of_agent(str(n), 300, BACKGROUND) for n in range(2)] + [of_agent("2", 300)]
+    for seq in seqs:
+        scheduler.add(seq)
+        assert scheduler.admit(nothing, room) is seq
+        run(seq)
+    first, second, urgent = seqs
+    new, patient = of_agent("3", 300), of_agent("4", 300, BACKGROUND)
+    assert scheduler.yielding_to(patient) == []
+    assert scheduler.yielding_to(new) == [second, first]
+    scheduler.add(patient)
+    assert not scheduler.can_admit
+    scheduler.add(new)
+    assert scheduler.can_admit and scheduler.admit(nothing, room) is None
+    asked = []
+
+    def make_room(seq: Sequence) -> bool:
+        asked.append(seq)
+        second.rewind()
+        scheduler.readmit(second)
+        return True
+
+    assert scheduler.admit(nothing, make_room) is new and asked == [new]
+    run(new)
+    assert scheduler.yielding_to(first) == []
+    assert scheduler.yielding_to(urgent) == [first, new]  # of the interactive what is younger
+    assert scheduler.yielding_to(new) == [first]
 
 
 COMMON = tuple(range(5, 505))
@@ -137,7 +262,7 @@ def one_computing(num_computed: int) -> tuple[Scheduler, Sequence]:
     scheduler = Scheduler(256, 8)
     first = of_prompt(COMMON + tuple(range(2000, 2100)))
     scheduler.add(first)
-    assert scheduler.admit(nothing) is first
+    assert scheduler.admit(nothing, room) is first
     first.move(State.RUNNING)
     first.kv = SequenceKV(SPEC)
     first.kv.length = num_computed
@@ -149,21 +274,23 @@ def test_what_is_being_computed_is_waited_for_and_others_pass_by() -> None:
     same, other = of_prompt((*COMMON, 3000)), of_prompt(COMMON[:63] + (3000,) * 500)
     scheduler.add(same)
     scheduler.add(other)
-    assert scheduler.admit(nothing) is other
-    assert scheduler.admit(nothing) is None
+    assert scheduler.admit(nothing, room) is other
+    assert scheduler.admit(nothing, room) is None
     assert first.kv is not None
     first.kv.length = 500
-    assert scheduler.admit(nothing) is same
+    assert scheduler.admit(nothing, room) is same
     assert scheduler.shared_with(same) == (first, 500)
 
 
 def test_what_is_remembered_anyway_is_not_waited_for() -> None:
     scheduler, _ = one_computing(300)
     scheduler.add(of_prompt((*COMMON, 3000)))
-    assert scheduler.admit(lambda _: 500 - MIN_SHARED) is None
-    assert scheduler.admit(lambda _: 501 - MIN_SHARED) is None  # asked once only, while it waits
+    assert scheduler.admit(lambda _: 500 - MIN_SHARED, room) is None
+    assert (
+        scheduler.admit(lambda _: 501 - MIN_SHARED, room) is None
+    )  # asked once only, while it waits
     scheduler.add(of_prompt((*COMMON, 3000)))
-    assert scheduler.admit(lambda _: 501 - MIN_SHARED) is not None
+    assert scheduler.admit(lambda _: 501 - MIN_SHARED, room) is not None
 
 
 def test_when_the_computing_one_leaves_the_next_takes_over_and_the_rest_wait_for_it() -> None:
@@ -171,12 +298,12 @@ def test_when_the_computing_one_leaves_the_next_takes_over_and_the_rest_wait_for
     second, third = of_prompt((*COMMON, 3000)), of_prompt((*COMMON, 3001))
     scheduler.add(second)
     scheduler.add(third)
-    assert scheduler.admit(nothing) is None
+    assert scheduler.admit(nothing, room) is None
     scheduler.remove(first)
     first.move(State.FINISHED)
-    assert scheduler.admit(nothing) is second
+    assert scheduler.admit(nothing, room) is second
     second.move(State.RUNNING)
     second.kv = SequenceKV(SPEC)
-    assert scheduler.admit(nothing) is None
+    assert scheduler.admit(nothing, room) is None
     second.kv.length = 500
-    assert scheduler.admit(nothing) is third
+    assert scheduler.admit(nothing, room) is third

@@ -70,6 +70,28 @@ def test_a_reader_that_stalls_does_not_hold_the_others(server: Server) -> None:
         assert b"data: [DONE]" in read_until(client, b"data: [DONE]")
 
 
+def test_a_reader_that_stalls_is_cut_in_the_end(tmp_path: Path) -> None:
+    with Server(tmp_path, "--send-timeout", "0.5").wait_ready() as server:
+        with server.connect_and_stall() as client:
+            server.wait_until(lambda: is_idle(server), 5)
+            server.wait_until(lambda: server.metric("connections") == 1, 5)
+            assert server.metric("connections_cut") == 1
+            assert server.metric('requests_total{reason="cancelled"}') == 1
+            assert b"[DONE]" not in read_all(client)
+        assert server.event("connection_cut")["unsent_bytes"] > 0
+
+
+def test_a_slow_reader_is_not_cut(tmp_path: Path) -> None:
+    """It takes longer than the send timeout for all, but never reads nothing for so long."""
+    with Server(tmp_path, "--send-timeout", "0.5").wait_ready() as server:
+        with server.connect_and_stall(max_tokens=500) as client:
+            data = b""
+            while b"data: [DONE]" not in data:
+                data += client.recv(4096)
+                time.sleep(0.005)
+        assert server.metric("connections_cut") == 0
+
+
 def test_a_body_too_large(server: Server) -> None:
     with server.connect() as client:
         client.sendall(post_head(MAX_BODY_BYTES + 1) + b" " * (MAX_BODY_BYTES + 1))
@@ -164,7 +186,7 @@ def test_connections_are_tracked_by_a_class_that_hypercorn_uses() -> None:
     used = vars(hypercorn.asyncio.run)
     before = used["TCPServer"]
     try:
-        Connections().track()
+        Connections(30).track()
         assert used["TCPServer"] is not before and issubclass(used["TCPServer"], TCPServer)
     finally:
         used["TCPServer"] = before

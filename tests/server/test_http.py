@@ -193,3 +193,11 @@ def test_a_request_leaves_one_line_and_no_prompt(server: Server) -> None:
     assert line["prompt_tokens"] > 0 and line["completion_tokens"] > 0
     assert 0 < line["ttft_ms"] <= line["total_ms"]
     assert "secret" not in server.log()
+
+
+def test_a_priority_that_is_none_is_named(server: Server) -> None:
+    refused = server.post(chat(HELLO), X_Priority="urgent")
+    assert error_of(refused, 400)["param"] == "X-Priority"
+    assert error_of(server.ask(HELLO, priority=5), 400)["param"] == "priority"
+    answer = server.post(chat(HELLO, priority="interactive"), X_Priority="background")
+    assert answer.status_code == 200

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_memory.errors import BadRequest
-from agent_memory.server.identity import HEADERS, agent_of, checked_name, is_name, name_for
+from agent_memory.request import Priority
+from agent_memory.server.identity import (
+    HEADERS,
+    agent_of,
+    checked_name,
+    is_name,
+    name_for,
+    priority_of,
+)
 
 SESSION = "3fae83f9-0a9c-4bd0-9c62-3a28cc0e4c63"
 
@@ -33,6 +41,20 @@ def test_the_first_that_is_present_names_the_agent() -> None:
         name = agent_of(headers, body)
         assert name is not None and name.startswith("from:")
         assert name in json.dumps([more_headers, more_body])
+
+
+def test_the_header_says_how_urgent_it_is_else_the_body_and_silence_is_interactive() -> None:
+    interactive, background = Priority
+    assert priority_of({}, {}) is priority_of({}, {"priority": None}) is interactive
+    assert priority_of({}, {"priority": "background"}) is background
+    assert priority_of({"x-priority": "interactive"}, {"priority": "background"}) is interactive
+    others: list[object] = ["Background", "", "high", 1, True, ["background"], {}]
+    for value in others:
+        with pytest.raises(BadRequest) as caught:
+            priority_of({}, {"priority": value})
+        assert caught.value.param == "priority"
+    with pytest.raises(BadRequest, match="'X-Priority' must be one of interactive, background"):
+        priority_of({"x-priority": "low"}, {"priority": "background"})
 
 
 def test_without_any_it_is_anonymous() -> None:

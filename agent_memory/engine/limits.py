@@ -1,0 +1,101 @@
+"""What a request must keep to: the model's limits, the memory's, and the queue's.
+
+Knows numbers only.  Event loop; `ModelInfo` any thread.
+"""
+
+import math
+from dataclasses import dataclass
+
+from agent_memory.engine.room import tokens_to_begin
+from agent_memory.errors import (
+    BadRequest,
+    ContextLengthExceeded,
+    MemoryExceeded,
+    Unavailable,
+)
+from agent_memory.request import GenerateRequest, SamplingParams
+
+MAX_RETRY_S = 60
+NEWEST_SHARE = 0.1
+"""Of the mean time a request takes, what the newest one counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the outside may know of the serving model.  `kv`: how its KV is kept; `most_tokens`:
+    the longest sequence there is memory for."""
+
+    id: str
+    context_length: int
+    vocab_size: int
+    defaults: SamplingParams
+    kv: dict[str, object]
+    most_tokens: int
+
+
+def check(request: GenerateRequest, model: ModelInfo) -> None:
+    """Raises BadRequest."""
+    if not request.prompt:
+        raise BadRequest("The prompt is empty.", param="messages")
+    if request.max_tokens is not None and request.max_tokens < 1:
+        raise BadRequest("max_tokens must be at least 1.", param="max_tokens")
+    if min(request.prompt) < 0 or max(request.prompt) >= model.vocab_size:
+        raise BadRequest(
+            f"The prompt holds token ids outside 0 to {model.vocab_size - 1}, which the "
+            "model does not know.",
+            param="messages",
+        )
+    if request.sampling.top_k > model.vocab_size:
+        raise BadRequest(
+            f"top_k is {request.sampling.top_k}, but the model knows only "
+            f"{model.vocab_size} tokens.",
+            param="top_k",
+        )
+    if len(request.prompt) >= model.context_length:
+        raise ContextLengthExceeded(len(request.prompt), model.context_length)
+    room = model.context_length - len(request.prompt)
+    tokens = tokens_to_begin(len(request.prompt), min(request.max_tokens or room, room))
+    if tokens > model.most_tokens:
+        raise MemoryExceeded(len(request.prompt), tokens, model.most_tokens)
+
+
+class Queue:
+    """Requests that wait or run: how many there are, and for how long each keeps the next waiting.
+
+    With n at once and s seconds for each, one ends every s / n.
+    """
+
+    def __init__(self, max_requests: int) -> None:
+        self.max_requests = max_requests
+        self.num_active = 0
+        self._service_s = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        return self.num_active >= self.max_requests
+
+    def refuse_when_full(self) -> None:
+        """Raises Unavailable."""
+        if self.is_full:
+            raise Unavailable(
+                f"{self.num_active} requests are waiting or running, which is the limit. "
+                "Try again later, or raise --max-requests.",
+                reason="queue_full",
+                retry_after=self.retry_after_s,
+            )
+
+    def enter(self) -> None:
+        self.refuse_when_full()
+        self.num_active += 1
+
+    def leave(self, took_s: float) -> None:
+        assert self.num_active > 0
+        newest_s = took_s / self.num_active
+        share = NEWEST_SHARE if self._service_s else 1.0
+        self._service_s += share * (newest_s - self._service_s)
+        self.num_active -= 1
+
+    @property
+    def retry_after_s(self) -> int:
+        """When all that are here now will have ended: 1 to MAX_RETRY_S."""
+        return max(1, min(MAX_RETRY_S, math.ceil(self.num_active * self._service_s)))

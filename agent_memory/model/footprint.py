@@ -1,0 +1,80 @@
+"""How much memory a loaded model takes besides KV, and how much there is on this machine.
+
+Measured where it can be, and counted where not.  Engine thread only.
+"""
+
+import os
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
+
+from agent_memory.block import BLOCK_TOKENS, in_blocks
+from agent_memory.kv_spec import NUMPY, KVSpec, LayerGroup, payload_bytes
+from agent_memory.kvcache.sequence_kv import SequenceKV
+from agent_memory.model.runner import Job, Runner
+
+STEPS_AT_ONCE = 2
+"""A step is launched while the one before it is computed."""
+LAYERS_AT_ONCE = 2
+MOST_CACHE_BYTES = 2 << 30
+
+
+def weights_bytes(model: Module) -> int:
+    return sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
+
+
+def step_bytes(runner: Runner, num_rows: int) -> int:
+    """What steps of `num_rows` rows of a prompt work with beside weights and KV: measured."""
+    mx.synchronize()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    kv = SequenceKV(runner.spec, None, num_rows)
+    mx.eval(runner.forward([Job(kv, [0] * num_rows)]))
+    return STEPS_AT_ONCE * max(0, mx.get_peak_memory() - before - kv.nbytes)
+
+
+def context_bytes(spec: KVSpec) -> int:
+    """What a chunk of a prompt needs per token before it: the K and V of a layer, made dense."""
+
+    def dense(group: LayerGroup) -> int:
+        dims = sum(form.dim * NUMPY[form.dtype].itemsize for form in (group.k, group.v))
+        return group.kv_heads * dims
+
+    return LAYERS_AT_ONCE * max(dense(group) for group in spec.groups)
+
+
+def token_bytes(spec: KVSpec) -> int:
+    """Of KV per token, in the layers that keep all of them."""
+    return sum(payload_bytes((group,), 1) for group in spec.groups if group.window is None)
+
+
+def window_bytes(spec: KVSpec) -> int:
+    """Of KV per sequence in layers with a window: in its run, and in its tail with room to move."""
+    return sum(
+        2 * payload_bytes((group,), in_blocks(group.window) + 2 * BLOCK_TOKENS)
+        for group in spec.groups
+        if group.window is not None
+    )
+
+
+def machine_bytes() -> int:
+    """What a server may use here: on a GPU what the device recommends or has, else three quarters
+    of the machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 4
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return memory
+    info = mx.device_info()
+    for fact in ("max_recommended_working_set_size", "total_memory"):
+        if isinstance(info.get(fact), int):
+            return int(info[fact])
+    return memory
+
+
+def limit_cache(budget_bytes: int) -> int:
+    """How much MLX may keep of what was freed, from now on.  On a CPU it keeps next to nothing."""
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return 0
+    limit = min(budget_bytes // 16, MOST_CACHE_BYTES)
+    mx.set_cache_limit(limit)
+    return limit

@@ -1,0 +1,50 @@
+"""A request's events on the loop's side: few are held, no text is lost."""
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_memory.engine.mailbox import MAX_EVENTS, Stream
+from agent_memory.request import Delta, Finished, FinishReason
+
+
+async def read(stream: Stream) -> tuple[str, int, int]:
+    """-> text, tokens and number of deltas up to the end."""
+    text, num_tokens, count = "", 0, 0
+    while not isinstance(event := await stream.get(), Finished):
+        if isinstance(event, Delta):
+            text, num_tokens, count = text + event.text, event.num_tokens, count + 1
+    return text, num_tokens, count
+
+
+@given(st.lists(st.text(max_size=3), max_size=300))
+def test_an_unread_stream_is_bounded_and_whole(pieces: list[str]) -> None:
+    stream = Stream()
+    for n, piece in enumerate(pieces):
+        stream.put(Delta(piece, n + 1))
+    stream.put(Finished(FinishReason.STOP, len(pieces)))
+    assert len(stream) <= MAX_EVENTS + 1
+    text, num_tokens, count = asyncio.run(read(stream))
+    assert (text, num_tokens) == ("".join(pieces), len(pieces))
+    assert count == min(len(pieces), MAX_EVENTS)
+
+
+async def test_a_reader_that_is_there_gets_each() -> None:
+    stream = Stream()
+    reading = asyncio.create_task(read(stream))
+    for n in range(3 * MAX_EVENTS):
+        stream.put(Delta("x", n + 1))
+        await asyncio.sleep(0)
+    stream.put(Finished(FinishReason.STOP, n + 1))
+    assert await reading == ("x" * 3 * MAX_EVENTS, 3 * MAX_EVENTS, 3 * MAX_EVENTS)
+
+
+async def test_a_reader_that_left_takes_nothing_with_it() -> None:
+    stream = Stream()
+    reading = asyncio.create_task(stream.get())
+    await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait({reading})
+    stream.put(Delta("x", 1))
+    assert await stream.get() == Delta("x", 1)
