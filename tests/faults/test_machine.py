@@ -222,6 +222,7 @@ class Memory(RuleBasedStateMachine):
             found = self.opener.store.agents.get(agent)
             heads = found.heads if found else ()
             assert not whole or any(remembers(head, whole) for head in heads)
+            self.heads[agent] = whole  # what a start has cut off a head stays off
 
     @precondition(lambda self: self.promised)
     @rule(seed=seeds)
