@@ -30,8 +30,8 @@ class Reads:
 
     def want(self, block: Block, landed: Landed) -> None:
         """`landed` is called when the block is here, or cannot be."""
-        if waiting := self._waiting.get(block.hash):
-            waiting.append(landed)
+        if block.hash in self._waiting:
+            self._waiting[block.hash].append(landed)
         else:
             self._begin(block, [landed])
 

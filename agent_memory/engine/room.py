@@ -161,7 +161,7 @@ class Room:
             if other.state is State.RUNNING:  # none that ended with the step under way
                 self._preempt(other)
         self._measure()
-        self._pool.resize(self._pool.num_bytes + min(0, self.ledger.free_bytes - nbytes))
+        self._pool.resize(self._pool.num_bytes + self.ledger.free_bytes - nbytes)
         self._measure()
         return self.ledger.free_bytes >= nbytes
 
