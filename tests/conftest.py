@@ -11,6 +11,12 @@ from agent_memory.model.loader import LoadedModel
 pytest_plugins = ["tests.suites"]
 
 KV_BITS = [None, 8, 4]
+DEFAULT_KV_BITS = [
+    8,
+    pytest.param(None, marks=pytest.mark.slow),
+    pytest.param(4, marks=pytest.mark.slow),
+]
+"""The others only where every test runs."""
 
 
 @functools.cache

@@ -15,6 +15,9 @@ import numpy as np
 
 from agent_memory.store.files import Bytes
 
+FIRST_BYTES = 64 << 20
+"""Touching memory takes time, also from others: who has just started has better things to do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spare:
@@ -38,19 +41,23 @@ class Slots:
         # Replaced as one.  A SimpleQueue may be put to while it is taken from by the same thread,
         # as finalizers do.
         self._spare = Spare(0, 0, SimpleQueue())
+        self._in_use = False
 
     @property
     def num_spare(self) -> int:
         return self._spare.slots.qsize()
 
     def resize(self, nbytes: int, spare_bytes: int) -> None:
-        """Slots are of `nbytes` from now on; there are none yet, and as many as fit are wanted."""
+        """Slots are of `nbytes` from now on; there are none yet, and as many as fit are wanted:
+        some at once, the rest when the first have been of use."""
         self._spare = Spare(nbytes, spare_bytes // nbytes, SimpleQueue())
+        self._in_use = False
 
     def add(self) -> bool:
         """Make one more ready, if there are fewer than wanted.  Other threads run meanwhile."""
         spare = self._spare
-        if spare.full:
+        enough = not self._in_use and self.num_spare * spare.nbytes >= FIRST_BYTES
+        if spare.full or enough:
             return False
         try:
             slot = np.empty(spare.nbytes, np.uint8)
@@ -65,6 +72,7 @@ class Slots:
         spare = self._spare
         if nbytes != spare.nbytes:
             return np.empty(nbytes, np.uint8)
+        self._in_use = True
         try:
             slot = spare.slots.get_nowait()
         except Empty:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import KV_BITS, builtin_model, ordinary_text
+from tests.conftest import DEFAULT_KV_BITS, builtin_model, ordinary_text
 from tests.e2e.conversations import Messages, judge
 from tests.process import Server
 
@@ -98,7 +98,7 @@ def assert_as_cold(folder: Path, kv_bits: int | None, restored: Answer, messages
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("kv_bits", KV_BITS)
+@pytest.mark.parametrize("kv_bits", DEFAULT_KV_BITS)
 def test_forked_agents_go_their_own_ways(tmp_path: Path, kv_bits: int | None) -> None:
     with serving(tmp_path / "state", kv_bits) as server:
         one = Talk(server, "one")
@@ -119,7 +119,7 @@ def test_forked_agents_go_their_own_ways(tmp_path: Path, kv_bits: int | None) ->
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("kv_bits", KV_BITS)
+@pytest.mark.parametrize("kv_bits", DEFAULT_KV_BITS)
 def test_a_rewound_agent_goes_on_from_there(tmp_path: Path, kv_bits: int | None) -> None:
     with serving(tmp_path / "state", kv_bits) as server:
         talk = Talk(server, "ann")
@@ -143,7 +143,7 @@ def test_a_rewound_agent_goes_on_from_there(tmp_path: Path, kv_bits: int | None)
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("kv_bits", KV_BITS)
+@pytest.mark.parametrize("kv_bits", DEFAULT_KV_BITS)
 def test_export_wipe_import_and_go_on(tmp_path: Path, kv_bits: int | None) -> None:
     with serving(tmp_path / "first", kv_bits) as server:
         talk = Talk(server, "ann")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent_memory.block import BLOCK_TOKENS
-from tests.conftest import KV_BITS, builtin_model, ordinary_text
+from tests.conftest import DEFAULT_KV_BITS, builtin_model, ordinary_text
 from tests.e2e.conversations import Messages
 from tests.process import Server
 
@@ -39,7 +39,7 @@ def ask(server: Server, agent: int, messages: Messages) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("kv_bits", KV_BITS)
+@pytest.mark.parametrize("kv_bits", DEFAULT_KV_BITS)
 def test_at_once_it_is_computed_once_stored_once_and_held_as_one_run(
     kv_bits: int | None, tmp_path: Path
 ) -> None:
