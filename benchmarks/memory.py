@@ -146,20 +146,20 @@ def returning(bench: Bench, text: Iterator[str]) -> list[Figure]:
 
 
 def saving(bench: Bench, text: Iterator[str], pairs: int) -> list[Figure]:
-    """Decoding while everything is saved against decoding while nothing is."""
+    """Decoding while everything is saved against decoding on a day whose writes are used up."""
     with ExitStack() as stack:
         ports = {
-            level: bench.serve(stack, f"saving-{level}", "--durability", level).port
-            for level in ("power", "off")
+            "saved": bench.serve(stack, "saved", "--daily-write-bytes", "none").port,
+            "not saved": bench.serve(stack, "not-saved", "--daily-write-bytes", "1M").port,
         }
+        for port in ports.values():
+            ask(port, "first", said(next(text)))  # the 1 MB
         ratios = []
         for n in range(pairs):
             talk = said(f"{n} {next(text)[:400]}")
-            order = ("power", "off") if n % 2 else ("off", "power")
-            took = {
-                level: ask(ports[level], f"pair-{n}", talk, DECODED_TOKENS)[0] for level in order
-            }
-            ratios.append(took["power"] / took["off"])
+            order = list(ports)[:: -1 if n % 2 else 1]
+            took = {way: ask(ports[way], f"pair-{n}", talk, DECODED_TOKENS)[0] for way in order}
+            ratios.append(took["saved"] / took["not saved"])
     low, high = interval(ratios)
     middle = statistics.median(ratios)
     console.print(f"saving: {middle:.3f}, 95 % interval {low:.3f} to {high:.3f}, {pairs} pairs")
