@@ -121,7 +121,9 @@ async def test_again_from_memory_and_from_disk_after_a_restart(tmp_path: Path) -
     async with running(tmp_path) as engine:
         restored = await ask(engine, FACTS)
         assert restored.started.from_disk == cold.started.prompt_tokens - 1
-        assert cold.text == again.text == restored.text
+        kept = await ask(engine, FACTS)  # what was read stays in RAM
+        assert kept.started.from_memory == cold.started.prompt_tokens - 1
+        assert cold.text == again.text == restored.text == kept.text
 
 
 async def test_a_match_is_exact_to_the_token_and_generated_tokens_count(tmp_path: Path) -> None:
