@@ -37,6 +37,7 @@ class Reads:
 
     def ahead(self, chain: Iterable[Block], most_bytes: int) -> None:
         """Bring the beginning of a chain to the pool before anybody asks for it."""
+        self._ahead = {block_hash for block_hash in self._ahead if block_hash in self._pool}
         for block in chain:
             if block.hash in self._pool or block.hash in self._waiting:
                 continue
