@@ -159,6 +159,7 @@ class StepLoop:
         self._admit()
         for restored in self.memory.advance(RESTORE_BYTES_PER_TURN):
             self._begin(restored)
+        self._mailbox.flush()  # their answers' heads are made while the step is computed
         self._grow()
         if self._flight is not None and self._flight.has_first_token:
             first, self._flight = self._flight, None

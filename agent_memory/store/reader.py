@@ -7,7 +7,7 @@ returned.  `read` is for any thread; `deliver` is called on a reader thread.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 
 from agent_memory.block import Block, Loss
@@ -24,6 +24,7 @@ from agent_memory.store.state_dir import StateDir
 from agent_memory.store.writer import Writer
 
 NUM_THREADS = 2
+PAUSE_S = 0.02
 
 Deliver = Callable[[Block, Bytes | None], None]
 
@@ -86,9 +87,17 @@ class Readers:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
-        while self._answer(self._queue.get()):  # no local may keep a payload while it is empty
-            while self._queue.empty() and self.slots.add():
-                pass
+        while self._answer(self._next()):  # no local may keep a payload while it is empty
+            pass
+
+    def _next(self) -> Read | GetReady | None:
+        """While there is nothing to read memory is made ready, a little now and then."""
+        while self.slots.wants_more:
+            try:
+                return self._queue.get(timeout=PAUSE_S)
+            except Empty:
+                self.slots.add()
+        return self._queue.get()
 
     def _answer(self, job: Read | GetReady | None) -> bool:
         """Says whether there may be more to come."""

@@ -8,7 +8,7 @@ of files.  Any thread.
 
 import ctypes
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -16,7 +16,8 @@ import numpy as np
 from agent_memory.store.files import Bytes
 
 FIRST_BYTES = 64 << 20
-"""Touching memory takes time, also from others: who has just started has better things to do."""
+AT_ONCE_BYTES = 1 << 20
+"""Touching fresh memory slows every thread that computes: little of it, and little at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +54,25 @@ class Slots:
         self._spare = Spare(nbytes, spare_bytes // nbytes, SimpleQueue())
         self._in_use = False
 
-    def add(self) -> bool:
-        """Make one more ready, if there are fewer than wanted.  Other threads run meanwhile."""
+    @property
+    def wants_more(self) -> bool:
         spare = self._spare
-        enough = not self._in_use and self.num_spare * spare.nbytes >= FIRST_BYTES
-        if spare.full or enough:
-            return False
-        try:
-            slot = np.empty(spare.nbytes, np.uint8)
-        except MemoryError:
-            return False
-        slot.fill(1)  # touched
-        spare.slots.put(slot)
-        return True
+        first = self.num_spare * spare.nbytes >= FIRST_BYTES
+        return not spare.full and (self._in_use or not first)
+
+    def add(self) -> None:
+        """Make some more ready; no more are wanted when there is no memory."""
+        spare = self._spare
+        for _ in range(max(1, AT_ONCE_BYTES // spare.nbytes)):
+            if not self.wants_more:
+                return
+            try:
+                slot = np.empty(spare.nbytes, np.uint8)
+            except MemoryError:
+                self._spare = replace(spare, most=0)
+                return
+            slot.fill(1)  # touched
+            spare.slots.put(slot)
 
     def take(self, nbytes: int) -> Bytes:
         """An array of so many bytes, of any content; a slot only if it has just that size."""

@@ -8,9 +8,8 @@ from agent_memory.store.slots import Slots
 def ready(nbytes: int, count: int) -> Slots:
     slots = Slots()
     slots.resize(nbytes, nbytes * count)
-    while slots.add():
-        pass
-    assert slots.num_spare == count
+    while slots.wants_more:
+        slots.add()
     return slots
 
 
