@@ -73,7 +73,7 @@ def test_the_bytes_in_the_document_are_the_bytes_written() -> None:
         LayerGroup("full", (0, 1), 8, PACKED, PACKED),
         LayerGroup("window", (2, 3), 4, DENSE, DENSE, window=1024),
         LayerGroup("latent", (0, 1), 1, TensorFormat(512, "BF16"), DENSE),
-        LayerGroup("recurrent", (4, 5), 16, TensorFormat(128, "F32"), TensorFormat(4, "BF16")),
+        LayerGroup("full", (4, 5), 16, TensorFormat(128, "F32"), TensorFormat(4, "BF16")),
     ],
     ids=lambda group: group.kind,
 )
