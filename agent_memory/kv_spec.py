@@ -141,6 +141,14 @@ class KVSpec:
         """Of a checkpoint."""
         return _end(self.state_slots)
 
+    @cached_property
+    def checkpoint_tokens(self) -> int:
+        """From one regular checkpoint to the next: so far that their bytes are at most half of
+        those of the KV between them.  0: there is nothing to take one of."""
+        if not self.states:
+            return 0
+        return BLOCK_TOKENS * -(-2 * self.state_bytes // self.payload_bytes(BLOCK_TOKENS))
+
     def slots_of(self, block: Block) -> tuple[TensorSlot, ...]:
         return self.state_slots if block.is_checkpoint else self.slots(block.num_tokens)
 
