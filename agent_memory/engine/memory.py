@@ -87,7 +87,11 @@ class Memory:
         """Of this model."""
         agent = self.store.agents.get(agent_id)
         heads = agent.heads if agent else ()
-        own = (head.chain for head in heads if head.fingerprint == self.spec.fingerprint)
+        own = (
+            (*head.chain, *head.checkpoints)
+            for head in heads
+            if head.fingerprint == self.spec.fingerprint
+        )
         return next(own, ())
 
     # ── restore ──────────────────────────────────────────────────────────────────────────────

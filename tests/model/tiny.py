@@ -228,9 +228,13 @@ KINDS: dict[str, tuple[ModuleType, dict[str, object]]] = {
 }
 
 
+def config(kind: str, **over: object) -> dict[str, object]:
+    return {"model_type": kind, **COMMON, **KINDS[kind][1], **over}
+
+
 def build(kind: str, dtype: mx.Dtype = mx.float32, **over: object) -> Module:
-    module, own = KINDS[kind]
-    args = module.ModelArgs.from_dict({"model_type": kind, **COMMON, **own, **over})
+    module, _ = KINDS[kind]
+    args = module.ModelArgs.from_dict(config(kind, **over))
     model: Module = module.Model(args)
     return randomize(model, dtype)
 
