@@ -265,6 +265,10 @@ def test_evicted_from_the_end_and_never_before_what_follows(
         assert parents <= present
         agent = remembered.store.agents.get("a")
         assert (agent.owned() if agent else set()) == present
+        with closing(sqlite3.connect(remembered.path / "index.db")) as db:
+            rows = db.execute("SELECT chain, checkpoints FROM heads").fetchall()
+        listed = b"".join(part for row in rows for part in row)
+        assert {listed[at : at + 32] for at in range(0, len(listed), 32)} == present
         told = {c.hash: remembered.store.gone.why(c.hash) for c in checkpoints}
         assert set(told.values()) == {None}
         lengths.append(len(present))
