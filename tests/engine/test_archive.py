@@ -99,6 +99,7 @@ BLOCKS = manifest().blocks
         {"heads": ()},
         {"heads": manifest().heads * 5},
         {"heads": (ArchivedHead(600, (), (*HASHES[:2], HASHES[1])),)},
+        {"heads": (ArchivedHead(600, (), tuple(HASHES), (BlockHash(bytes(32)),)),)},
         {"heads": (ArchivedHead(769, (), tuple(HASHES)),)},
         {"heads": (ArchivedHead(512, (), tuple(HASHES)),)},
         {"heads": (ArchivedHead(600, ((0, 40),), tuple(HASHES)),)},
