@@ -6,18 +6,13 @@ that reason, opens a thought for the answer and leaves earlier ones out.
 """
 
 import asyncio
-import json
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
-from mlx.utils import tree_flatten
 
-from agent_memory import builtin
 from agent_memory.block import BLOCK_TOKENS
 from agent_memory.engine.engine import Engine
 from agent_memory.kv_spec import KVSpec
@@ -37,16 +32,8 @@ Messages = list[dict[str, str]]
 
 @pytest.fixture(scope="module", params=["qwen3_5", "falcon_h1"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / str(request.param)
-    shutil.copytree(builtin.PATH, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    config = tiny.config(request.param, vocab_size=2048, eos_token_id=2, pad_token_id=3)
-    (folder / "config.json").write_text(json.dumps(config))
-    told = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(told | {"chat_template": TEMPLATE}))
-    model = tiny.build(request.param, vocab_size=2048)
-    weights = dict(tree_flatten(model.parameters()))
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
-    return folder
+    kind = str(request.param)
+    return tiny.save(kind, tmp_path_factory.mktemp("model") / kind, TEMPLATE)
 
 
 @asynccontextmanager

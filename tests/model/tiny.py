@@ -1,10 +1,13 @@
 """Tiny random models of mlx-lm's own classes, their weights spread enough to have opinions."""
 
+import json
+import shutil
+from pathlib import Path
 from types import ModuleType
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import (
     deepseek_v2,
     deepseek_v3,
@@ -23,6 +26,7 @@ from mlx_lm.models import (
     qwen3_next,
 )
 
+from agent_memory import builtin
 from agent_memory.kvcache import attention
 from agent_memory.model import probe
 from agent_memory.model.probe import Proven
@@ -237,6 +241,20 @@ def build(kind: str, dtype: mx.Dtype = mx.float32, **over: object) -> Module:
     args = module.ModelArgs.from_dict(config(kind, **over))
     model: Module = module.Model(args)
     return randomize(model, dtype)
+
+
+def save(kind: str, folder: Path, chat_template: str | None = None) -> Path:
+    """As a folder that can be served, with the built-in tokenizer."""
+    shutil.copytree(builtin.PATH, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    facts = config(kind, vocab_size=2048, eos_token_id=2, pad_token_id=3)
+    (folder / "config.json").write_text(json.dumps(facts))
+    if chat_template:
+        told = json.loads((folder / "tokenizer_config.json").read_text())
+        told["chat_template"] = chat_template
+        (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    weights = dict(tree_flatten(build(kind, vocab_size=2048).parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+    return folder
 
 
 def randomize(model: Module, dtype: mx.Dtype = mx.float32) -> Module:
