@@ -70,7 +70,7 @@ class Matching:
     def _closest(self, parent: BlockHash, rest: bytes) -> tuple[Block, int] | None:
         """The child of `parent` sharing most leading tokens with `rest`; in RAM rather than not."""
         best: tuple[Block, int] | None = None
-        for block in self._children(parent):
+        for block in (*self._pool.children(parent), *self._store.children(parent)):
             count = 0 if block.is_checkpoint else common_tokens(block.tokens, rest)
             if count > (best[1] if best else 0):
                 best = block, count
@@ -80,10 +80,7 @@ class Matching:
         """After `parent` and as many of `tokens` as possible."""
         points = [
             block
-            for block in self._children(parent)
+            for block in (*self._pool.children(parent), *self._store.checkpoints(parent))
             if block.is_checkpoint and tokens.startswith(block.tokens)
         ]
         return max(points, key=lambda block: block.num_tokens, default=None)
-
-    def _children(self, parent: BlockHash) -> list[Block]:
-        return [*self._pool.children(parent), *self._store.children(parent)]

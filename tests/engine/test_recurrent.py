@@ -30,7 +30,9 @@ TEMPLATE = (
 Messages = list[dict[str, str]]
 
 
-@pytest.fixture(scope="module", params=["qwen3_5", "falcon_h1"])
+@pytest.fixture(
+    scope="module", params=["qwen3_5", pytest.param("falcon_h1", marks=pytest.mark.slow)]
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kind = str(request.param)
     return tiny.save(kind, tmp_path_factory.mktemp("model") / kind, TEMPLATE)
@@ -89,7 +91,7 @@ async def stable_of(engine: Engine, messages: Messages) -> int:
     return await engine.stable_tokens(messages, await engine.tokenize(messages, None))
 
 
-@pytest.mark.parametrize("num_characters", [300, 3000])
+@pytest.mark.parametrize("num_characters", [300, pytest.param(3000, marks=pytest.mark.slow)])
 async def test_a_conversation_goes_on_from_its_last_stable_boundary(
     folder: Path, tmp_path: Path, num_characters: int
 ) -> None:
@@ -189,7 +191,9 @@ async def test_a_damaged_checkpoint_costs_time_only(folder: Path, tmp_path: Path
         file.write_bytes(raw)
     async with serving(folder, tmp_path / "a") as engine:
         answer = await say(engine, second)
-        assert answer.cached == 0 and answer.started.compared.went_back > 900
+        compared = answer.started.compared  # whoever reads first, the request or what reads ahead
+        assert answer.cached == 0
+        assert compared.went_back > 900 or compared.finding is Finding.LOST
         again = await say(engine, second)
         assert again.cached == await stable_of(engine, second)
     want = await cold(folder, tmp_path / "b", second)
