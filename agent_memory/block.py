@@ -10,6 +10,10 @@ A chain of a prompt of 600 tokens (one box is one block):
 
 Every block's hash covers its parent's hash, so equal hashes mean equal whole prefixes under the
 same fingerprint.  A partial block is an ordinary block with fewer tokens; it has no children.
+
+A checkpoint is what recurrent layers keep after some token.  It is named like a block, by the chain
+of full blocks before it and the tokens since, of which there may be none; it has no children, and
+the KV of its tokens is in other blocks.
 """
 
 from collections.abc import Sequence
@@ -27,6 +31,7 @@ BlockHash = NewType("BlockHash", bytes)
 
 HASH_BYTES = 32
 _DOMAIN = b"agent-memory-block-1"
+_CHECKPOINT_DOMAIN = b"agent-memory-checkpoint-1"
 
 
 class Loss(StrEnum):
@@ -58,11 +63,13 @@ def common_tokens(a: bytes, b: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The identity of 1 to BLOCK_TOKENS consecutive tokens after `parent`.  Build with `of`."""
+    """The identity of 1 to BLOCK_TOKENS consecutive tokens after `parent`, or of a checkpoint after
+    0 to BLOCK_TOKENS - 1.  Build with `of` and `checkpoint_after`."""
 
     hash: BlockHash
     parent: BlockHash
     tokens: bytes
+    is_checkpoint: bool = False
 
     @classmethod
     def of(cls, parent: BlockHash, tokens: bytes) -> "Block":
@@ -70,6 +77,14 @@ class Block:
         assert 0 < len(tokens) <= 4 * BLOCK_TOKENS and len(tokens) % 4 == 0
         digest = blake2b(_DOMAIN + parent + tokens, digest_size=HASH_BYTES).digest()
         return cls(BlockHash(digest), parent, tokens)
+
+    @classmethod
+    def checkpoint_after(cls, parent: BlockHash, tokens: bytes) -> "Block":
+        assert len(parent) == HASH_BYTES
+        assert len(tokens) < 4 * BLOCK_TOKENS and len(tokens) % 4 == 0
+        data = _CHECKPOINT_DOMAIN + parent + tokens
+        digest = blake2b(data, digest_size=HASH_BYTES).digest()
+        return cls(BlockHash(digest), parent, tokens, True)
 
     @property
     def num_tokens(self) -> int:

@@ -11,6 +11,9 @@ and in the data section of a block file.  Per layer group there is one tensor fo
     k.dense                     v.dense                           (kept in the model's type)
 
 of shape [layers, kv_heads, tokens, width].
+
+A checkpoint's payload is laid out in the same way: a tensor `<layer>.<index>` for each array that a
+recurrent layer keeps, whatever the number of tokens before it.
 """
 
 import json
@@ -21,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 
-from agent_memory.block import BLOCK_TOKENS, HASH_BYTES, BlockHash
+from agent_memory.block import BLOCK_TOKENS, HASH_BYTES, Block, BlockHash
 
 KV_ABI = 1
 """Goes up when what we compute or how we lay it out changes: older blocks no longer match."""
@@ -33,7 +36,7 @@ NUMPY: dict[str, np.dtype[np.generic]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),  # numpy has no bfloat16: its bit patterns
 }
-Kind = Literal["full", "window", "latent", "recurrent"]
+Kind = Literal["full", "window", "latent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,19 @@ class LayerGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class StateFormat:
+    """One array that a recurrent layer keeps of everything before, without the batch axis.
+
+    `layer` indexes the model's list of caches, as in groups, `index` the arrays of that cache.
+    """
+
+    layer: int
+    index: int
+    shape: tuple[int, ...]
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSlot:
     """Where a tensor of a block lies in its payload."""
 
@@ -96,6 +112,8 @@ class KVSpec:
     groups: tuple[LayerGroup, ...]
     model_digest: str
     """Digest over weights, config, adapter and tokenizer: see model/loader.py."""
+    states: tuple[StateFormat, ...] = ()
+    """Of recurrent layers, which keep no KV."""
 
     @cached_property
     def fingerprint(self) -> BlockHash:
@@ -114,6 +132,30 @@ class KVSpec:
     def payload_bytes(self, num_tokens: int) -> int:
         return payload_bytes(self.groups, num_tokens)
 
+    @cached_property
+    def state_slots(self) -> tuple[TensorSlot, ...]:
+        return _in_order([(f"{s.layer}.{s.index}", s.dtype, s.shape) for s in self.states])
+
+    @property
+    def state_bytes(self) -> int:
+        """Of a checkpoint."""
+        return _end(self.state_slots)
+
+    @cached_property
+    def checkpoint_tokens(self) -> int:
+        """From one regular checkpoint to the next: so far that their bytes are at most half of
+        those of the KV between them.  0: there is nothing to take one of."""
+        if not self.states:
+            return 0
+        return BLOCK_TOKENS * -(-2 * self.state_bytes // self.payload_bytes(BLOCK_TOKENS))
+
+    def slots_of(self, block: Block) -> tuple[TensorSlot, ...]:
+        return self.state_slots if block.is_checkpoint else self.slots(block.num_tokens)
+
+    def bytes_of(self, block: Block) -> int:
+        """Of its payload."""
+        return self.state_bytes if block.is_checkpoint else self.payload_bytes(block.num_tokens)
+
 
 @lru_cache(maxsize=4 * BLOCK_TOKENS)
 def layout(groups: tuple[LayerGroup, ...], num_tokens: int) -> tuple[TensorSlot, ...]:
@@ -129,15 +171,21 @@ def layout(groups: tuple[LayerGroup, ...], num_tokens: int) -> tuple[TensorSlot,
                         (len(group.layers), group.kv_heads, num_tokens, width),
                     )
                 )
-    tensors.sort(key=lambda t: -NUMPY[t[1]].itemsize)  # stable: groups stay in order
+    return _in_order(tensors)
+
+
+def payload_bytes(groups: tuple[LayerGroup, ...], num_tokens: int) -> int:
+    return _end(layout(groups, num_tokens))
+
+
+def _in_order(tensors: list[tuple[str, DType, tuple[int, ...]]]) -> tuple[TensorSlot, ...]:
     slots, offset = [], 0
-    for name, dtype, shape in tensors:
+    for name, dtype, shape in sorted(tensors, key=lambda t: -NUMPY[t[1]].itemsize):  # stable
         nbytes = NUMPY[dtype].itemsize * int(np.prod(shape))
         slots.append(TensorSlot(name, dtype, shape, offset, nbytes))
         offset += nbytes
     return tuple(slots)
 
 
-def payload_bytes(groups: tuple[LayerGroup, ...], num_tokens: int) -> int:
-    last = layout(groups, num_tokens)[-1]
-    return last.offset + last.nbytes
+def _end(slots: tuple[TensorSlot, ...]) -> int:
+    return slots[-1].offset + slots[-1].nbytes if slots else 0

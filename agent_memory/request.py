@@ -31,6 +31,8 @@ class GenerateRequest:
     """One generation.  `max_tokens` None: until the end of turn or of the context.
 
     `agent` None is anonymous: what is computed is remembered, but nobody owns it.
+    `stable_tokens`: so much of the prompt will surely be in the conversation's next one too; 0 if
+    nobody asked.
     """
 
     id: str
@@ -40,6 +42,7 @@ class GenerateRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     priority: Priority = Priority.INTERACTIVE
+    stable_tokens: int = 0
 
 
 class FinishReason(StrEnum):
@@ -63,12 +66,15 @@ class Finding(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Compared:
     """A prompt beside what is remembered.  `position`: its first token that was not found.
-    `remembered`: token bytes of what is there instead, some thousand tokens at most."""
+    `remembered`: token bytes of what is there instead, some thousand tokens at most.
+    `went_back`: tokens before `position` that were found and must be computed all the same, for
+    recurrent layers go on from checkpoints only."""
 
     position: int
     finding: Finding
     remembered: bytes = b""
     loss: Loss | None = None
+    went_back: int = 0
 
 
 @dataclass(frozen=True, slots=True)

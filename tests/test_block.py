@@ -79,6 +79,16 @@ def test_a_block_is_of_whole_tokens_and_at_most_full(data: bytes) -> None:
         Block.of(ROOT, data)
 
 
+def test_a_checkpoint_is_named_apart_from_the_block_of_its_tokens() -> None:
+    tokens = token_bytes([1, 2, 3])
+    point = Block.checkpoint_after(ROOT, tokens)
+    assert point.is_checkpoint and not Block.of(ROOT, tokens).is_checkpoint
+    assert point.hash != Block.of(ROOT, tokens).hash
+    assert point.hash != Block.checkpoint_after(ROOT, b"").hash
+    with pytest.raises(AssertionError):
+        Block.checkpoint_after(ROOT, bytes(4 * BLOCK_TOKENS))
+
+
 def test_token_ids_that_do_not_fit_are_refused() -> None:
     with pytest.raises(OverflowError):
         token_bytes([2**31])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from agent_memory import kv_spec
-from agent_memory.block import BLOCK_TOKENS
-from agent_memory.kv_spec import NUMPY, DType, KVSpec, LayerGroup, TensorFormat
+from agent_memory.block import BLOCK_TOKENS, Block, token_bytes
+from agent_memory.kv_spec import NUMPY, DType, KVSpec, LayerGroup, StateFormat, TensorFormat
 
 
 def group(
@@ -127,9 +127,11 @@ def test_the_fingerprint_changes_with(fact: str) -> None:
 
 def test_every_field_of_a_spec_is_among_the_facts() -> None:
     """A field that is added must be added above as well."""
-    fields = [*TensorFormat.__slots__, *LayerGroup.__slots__, *KVSpec.__dataclass_fields__]
+    classes = [TensorFormat.__slots__, LayerGroup.__slots__, StateFormat.__slots__]
+    fields = {name for names in [*classes, KVSpec.__dataclass_fields__] for name in names}
     known = {"dim", "dtype", "bits", "group_size", "kind", "layers", "kv_heads", "k", "v"}
-    assert set(fields) == known | {"window", "groups", "model_digest"}
+    known |= {"layer", "index", "shape"}
+    assert fields == known | {"window", "groups", "model_digest", "states"}
 
 
 @pytest.mark.parametrize("name", ["KV_ABI", "BLOCK_TOKENS"])
@@ -138,3 +140,23 @@ def test_the_fingerprint_changes_with_our_own(name: str, monkeypatch: pytest.Mon
     assert before == SPECS["8"].fingerprint
     monkeypatch.setattr(kv_spec, name, getattr(kv_spec, name) + 1)
     assert spec(*SPECS["8"].groups).fingerprint != before
+
+
+STATES = (StateFormat(1, 0, (3, 10), "F16"), StateFormat(1, 1, (2, 4, 4), "F32"))
+RECURRENT = KVSpec(TWO_GROUPS.groups, "digest", STATES)
+
+
+def test_a_checkpoint_holds_states_whatever_its_tokens() -> None:
+    states = [(slot.name, slot.shape, slot.offset) for slot in RECURRENT.state_slots]
+    assert states == [("1.1", (2, 4, 4), 0), ("1.0", (3, 10), 128)]
+    for tokens in ((), (1, 2, 3)):
+        point = Block.checkpoint_after(RECURRENT.fingerprint, token_bytes(tokens))
+        assert RECURRENT.bytes_of(point) == RECURRENT.state_bytes == 128 + 60
+        assert RECURRENT.slots_of(point) == RECURRENT.state_slots
+    block = Block.of(RECURRENT.fingerprint, token_bytes((1, 2, 3)))
+    assert RECURRENT.bytes_of(block) == TWO_GROUPS.bytes_of(block) == TWO_GROUPS.payload_bytes(3)
+
+
+@pytest.mark.parametrize("states", [STATES[:1], (STATES[0], replace(STATES[1], shape=(2, 4, 5)))])
+def test_the_fingerprint_changes_with_states(states: tuple[StateFormat, ...]) -> None:
+    assert KVSpec(TWO_GROUPS.groups, "digest", states).fingerprint != RECURRENT.fingerprint

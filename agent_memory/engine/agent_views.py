@@ -44,7 +44,8 @@ class HeadView:
 
 @dataclass(frozen=True, slots=True)
 class AgentView:
-    """`heads` has the newest first.  `nbytes`: on disk, of every block it owns, shared or not."""
+    """`heads` has the newest first.  `nbytes`: on disk, of every block and checkpoint it owns,
+    shared or not."""
 
     id: str
     heads: tuple[HeadView, ...]
@@ -64,26 +65,26 @@ class AgentViews:
     def all(self) -> list[AgentView]:
         """The most recently used first."""
         agents = self._store.agents.all()
-        num_owners = Counter(block_hash for agent in agents for block_hash in owned(agent))
+        num_owners = Counter(block_hash for agent in agents for block_hash in _blocks(agent))
         return [self._view(agent, num_owners) for agent in agents]
 
     def one(self, agent: Agent) -> AgentView:
-        own = owned(agent)
+        own = _blocks(agent)
         num_owners = Counter(own)
         for other in self._store.agents.all():
             if other.id != agent.id:
-                num_owners.update(own & owned(other))
+                num_owners.update(own & _blocks(other))
         return self._view(agent, num_owners)
 
     def _view(self, agent: Agent, num_owners: "Counter[BlockHash]") -> AgentView:
-        own = owned(agent)
+        own = _blocks(agent)
         num_shared = sum(num_owners[block_hash] > 1 for block_hash in own)
         return AgentView(
             id=agent.id,
             heads=tuple(self._head(head) for head in agent.heads),
             own_blocks=len(own) - num_shared,
             shared_blocks=num_shared,
-            nbytes=self._store.bytes_of(own),
+            nbytes=self._store.bytes_of(agent.owned()),
             bytes_written=agent.bytes_written,
             pinned=agent.pinned,
             last_used=agent.last_used,
@@ -107,7 +108,7 @@ class AgentViews:
         )
 
 
-def owned(agent: Agent) -> set[BlockHash]:
+def _blocks(agent: Agent) -> set[BlockHash]:
     return {block.hash for head in agent.heads for block in head.chain}
 
 

@@ -2,9 +2,9 @@
 
 A plain tar, so that people can look inside:
 
-    manifest.json                 whose it is, of which model, heads and blocks
+    manifest.json                 whose it is, of which model, heads, blocks and checkpoints
     manifest.xxh3-128             checksum of the manifest, 32 hex digits
-    blocks/<64 hex>.safetensors   each block once, as in the store, in the manifest's order
+    blocks/<64 hex>.safetensors   each of them once, as in the store, in the manifest's order
 
 Knows the format and its bounds.  Every byte is covered: there is one right tar header for a member,
 the manifest has its checksum, and a block file covers itself.  Names in a file are compared, never
@@ -23,7 +23,7 @@ from agent_memory.block import BLOCK_TOKENS, HASH_BYTES, BlockHash
 from agent_memory.errors import BadRequest
 from agent_memory.store.agents import MAX_HEADS
 
-FORMAT = "agent-memory-export/1"
+FORMAT = "agent-memory-export/2"
 MEDIA_TYPE = "application/x-tar"
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest.xxh3-128"
@@ -37,16 +37,18 @@ Turns = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class ArchivedHead:
-    """`blocks`: hashes in the order of the chain.  As in store/agents.py else."""
+    """`blocks`: hashes in the order of the chain, `checkpoints` by position.  As in store/heads.py
+    else."""
 
     num_tokens: int
     turns: Turns
     blocks: tuple[BlockHash, ...]
+    checkpoints: tuple[BlockHash, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ArchivedBlock:
-    """`checksum`: xxh3-128 of the file's data, as its own header has it."""
+    """A block or a checkpoint.  `checksum`: xxh3-128 of the file's data, as its header has it."""
 
     hash: BlockHash
     file_bytes: int
@@ -80,6 +82,7 @@ class Manifest:
                         "tokens": head.num_tokens,
                         "turns": head.turns,
                         "blocks": [block_hash.hex() for block_hash in head.blocks],
+                        "checkpoints": [block_hash.hex() for block_hash in head.checkpoints],
                     }
                     for head in self.heads
                 ],
@@ -195,7 +198,7 @@ def _check(manifest: Manifest) -> None:
     """Raises ValueError unless heads and blocks fit together.  That chains are chains only the
     blocks themselves can prove."""
     hashes = [block.hash for block in manifest.blocks]
-    used = {block_hash for head in manifest.heads for block_hash in head.blocks}
+    used = {h for head in manifest.heads for h in (*head.blocks, *head.checkpoints)}
     if not 0 < len(manifest.heads) <= MAX_HEADS:
         raise ValueError
     if len(set(hashes)) != len(hashes) or set(hashes) != used:
@@ -219,7 +222,10 @@ def _are_turns(turns: Turns, num_tokens: int) -> bool:
 
 def _head(value: Any) -> ArchivedHead:
     turns = tuple((_whole(a), _whole(b)) for a, b in _items(value["turns"]))
-    return ArchivedHead(_whole(value["tokens"]), turns, tuple(map(_hash, _items(value["blocks"]))))
+    blocks, checkpoints = (
+        tuple(map(_hash, _items(value[part]))) for part in ("blocks", "checkpoints")
+    )
+    return ArchivedHead(_whole(value["tokens"]), turns, blocks, checkpoints)
 
 
 def _block(value: Any) -> ArchivedBlock:

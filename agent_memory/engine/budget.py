@@ -31,7 +31,7 @@ def plan(
         },
     )
     cost = Cost(
-        footprint.token_bytes(spec), footprint.window_bytes(spec), footprint.context_bytes(spec)
+        footprint.token_bytes(spec), footprint.sequence_bytes(spec), footprint.context_bytes(spec)
     )
     if cost.most_tokens(ledger.spare_bytes) <= RESERVE_NEW_TOKENS:
         raise ModelRefused(

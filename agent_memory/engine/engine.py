@@ -231,6 +231,13 @@ class Engine:
             self._mailbox.send(partial(self._steps.memory.expect, agent))
         return await asyncio.to_thread(self.tokenizer.encode_chat, messages)
 
+    async def stable_tokens(self, messages: Sequence[dict[str, str]], prompt: Sequence[int]) -> int:
+        """As of the tokenizer, where a model needs to know; else 0."""
+        assert self._loaded is not None
+        if not self._loaded.proven.spec.states:
+            return 0
+        return await asyncio.to_thread(self.tokenizer.stable_tokens, messages, prompt)
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events of a request; closing the iterator cancels it.  Raises RequestError at once if it
         cannot be served; what fails later comes as the event Failed."""

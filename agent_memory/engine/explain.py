@@ -52,6 +52,7 @@ class Cause(StrEnum):
     EXPIRED = "expired"
     DAMAGED_FILE = "damaged_file"
     NEVER_SEEN = "never_seen"
+    BACK_TO_CHECKPOINT = "back_to_checkpoint"
 
 
 _LOST = {
@@ -81,6 +82,8 @@ class Asked:
 def cause_of(asked: Asked, compared: Compared, tokenizer: ChatTokenizer) -> Cause:
     if compared.loss is not None:
         return _LOST[compared.loss]
+    if compared.went_back > len(asked.tokens) - compared.position:
+        return Cause.BACK_TO_CHECKPOINT  # the greater part of what must be computed
     if compared.finding in _FOUND:
         return _FOUND[compared.finding]
     parting = Parting(asked, compared, tokenizer)

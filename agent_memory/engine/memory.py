@@ -4,13 +4,15 @@ The one bridge between the block pool (host bytes in RAM), the block store (file
 Knows nothing of steps or HTTP.  Engine thread only; the store's threads answer through `post`.
 
     match     the prompt's chain of full blocks in the pool, else in the store; then of the blocks
-              that follow the last match the one that shares most tokens: exact to the token
+              that follow the last match the one that shares most tokens: see matching.py
     restore   payloads from pool and disk are written into one run, at most so many bytes a turn
-    commit    full blocks as they fill, the partial last one at the end of a turn
+    commit    full blocks as they fill, the partial last one at the end of a turn; of recurrent
+              layers the states where they were marked, and at the end
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -22,19 +24,21 @@ from agent_memory.block import (
     Block,
     BlockHash,
     Loss,
-    common_tokens,
     in_blocks,
     token_bytes,
 )
+from agent_memory.engine.matching import Matching
 from agent_memory.engine.reads import Post, Reads
 from agent_memory.engine.restore import Restore, Restored, Span, run_key
 from agent_memory.engine.sequence import Sequence, State
 from agent_memory.engine.witness import Witness
 from agent_memory.failpoint import failpoint
 from agent_memory.kv_spec import KVSpec
+from agent_memory.kvcache import states
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.kvcache.run import Run, RunBuilder
 from agent_memory.kvcache.sequence_kv import SequenceKV
+from agent_memory.kvcache.states import States
 from agent_memory.metrics import Metrics
 from agent_memory.request import Compared, Finding
 from agent_memory.store.block_store import BlockStore
@@ -58,40 +62,17 @@ class Memory:
         self._restores: dict[BlockHash, Restore] = {}
         self._reads = Reads(spec, pool, store, post)
         self.witness = Witness(spec.fingerprint, pool, store)
+        self._matching = Matching(spec, pool, store)
 
     # ── match ────────────────────────────────────────────────────────────────────────────────
 
     def match(self, tokens: list[int]) -> list[Span]:
-        """What is remembered of `tokens`, but never the last one: its logits are wanted."""
-        data, spans, parent = token_bytes(tokens[:-1]), list[Span](), self.spec.fingerprint
-        step = 4 * BLOCK_TOKENS
-        for at in range(0, len(data) - step + 1, step):
-            block = self._find(Block.of(parent, data[at : at + step]))
-            if block is None:
-                break
-            spans.append(Span(block, at // 4, BLOCK_TOKENS))
-            parent = block.hash
-        rest = data[len(spans) * step : (len(spans) + 1) * step]
-        best = self._closest(parent, rest)
-        return [*spans, Span(best[0], len(spans) * BLOCK_TOKENS, best[1])] if best else spans
+        """What is remembered of `tokens` and can be gone on from."""
+        return self._matching.usable(self._matching.kv_of(tokens))
 
     def remembered(self, seq: Sequence) -> int:
         spans = self.match(seq.tokens)
         return spans[-1].start + spans[-1].count if spans else 0
-
-    def _find(self, wanted: Block) -> Block | None:
-        """Token ids are compared too: a hash is only a name."""
-        found = self.pool.find(wanted.hash) or self.store.find(wanted.hash)
-        return found if found and found.tokens == wanted.tokens else None
-
-    def _closest(self, parent: BlockHash, rest: bytes) -> tuple[Block, int] | None:
-        """The child of `parent` sharing most leading tokens with `rest`; in RAM rather than not."""
-        best: tuple[Block, int] | None = None
-        for block in (*self.pool.children(parent), *self.store.children(parent)):
-            count = common_tokens(block.tokens, rest)
-            if count > (best[1] if best else 0):
-                best = block, count
-        return best
 
     def expect(self, agent_id: str) -> None:
         """A request of this agent will come in a moment: most likely it goes on from its head."""
@@ -106,7 +87,11 @@ class Memory:
         """Of this model."""
         agent = self.store.agents.get(agent_id)
         heads = agent.heads if agent else ()
-        own = (head.chain for head in heads if head.fingerprint == self.spec.fingerprint)
+        own = (
+            (*head.chain, *head.checkpoints)
+            for head in heads
+            if head.fingerprint == self.spec.fingerprint
+        )
         return next(own, ())
 
     # ── restore ──────────────────────────────────────────────────────────────────────────────
@@ -114,13 +99,12 @@ class Memory:
     def begin(self, seq: Sequence) -> Restored | None:
         """Give the sequence its KV now, or (None) when its blocks have been brought together."""
         seq.looked_at = time.monotonic()
-        spans = self.match(seq.tokens)
-        matched = sum(span.count for span in spans)
-        blocks = [span.block for span in spans]
-        wanted = seq.prompt_bytes[:-4]
-        seq.compared = self.witness.compare(seq.request.agent, wanted, matched, blocks)
+        found = self._matching.kv_of(seq.tokens)
+        spans = self._matching.usable(found)
+        seq.compared = self._compare(seq, found, sum(span.count for span in spans))
         if not spans:
             return self._start(seq, None, [], set())
+        blocks = [span.block for span in spans]
         self.pool.use(blocks)
         self.store.touch([block.hash for block in blocks])
         if run := self._runs.get(run_key(spans)):
@@ -129,6 +113,13 @@ class Memory:
         restore = self._restores.get(run_key(spans)) or self._open(spans)
         restore.waiting.append(seq)
         return None
+
+    def _compare(self, seq: Sequence, found: list[Span], usable: int) -> Compared:
+        matched = sum(span.count for span in found)
+        blocks = [span.block for span in found]
+        wanted = seq.prompt_bytes[:-4]
+        compared = self.witness.compare(seq.request.agent, wanted, matched, blocks)
+        return replace(compared, went_back=matched - usable)
 
     def _open(self, spans: list[Span]) -> Restore:
         length = spans[-1].start + spans[-1].count
@@ -189,7 +180,10 @@ class Memory:
         if restore.given_up:
             return 0
         restore.failed.add(i)
-        restore.builder.write(span.start, span.count, span.block.num_tokens, payload)
+        if span.block.is_checkpoint:
+            restore.builder.write_checkpoint(payload)
+        else:
+            restore.builder.write(span.start, span.count, span.block.num_tokens, payload)
         restore.failed.discard(i)  # only what has been written whole is used
         return payload.nbytes
 
@@ -200,11 +194,14 @@ class Memory:
         waiting = [seq for seq in restore.waiting if seq.state is State.RESTORING]
         spans = restore.usable
         if len(spans) < len(restore.spans):
-            self._note_loss(restore, restore.spans[len(spans)], waiting)
+            lost = restore.spans[len(spans)]
+            self._note_loss(restore, lost, waiting)
+            shorter = self._matching.usable(spans, lost.start + lost.count - 1)
+            if shorter:
+                return self._again(shorter, waiting, restore.from_disk)
+            spans = []
         if not spans:
             return [self._start(seq, None, [], set()) for seq in waiting]
-        if len(spans) < len(restore.spans):
-            return self._again(spans, waiting, restore.from_disk)
         run = restore.builder.finish()
         self._runs[restore.key] = run
         return [self._start(seq, run, spans, restore.from_disk) for seq in waiting]
@@ -230,8 +227,9 @@ class Memory:
     def _start(
         self, seq: Sequence, run: Run | None, spans: list[Span], from_disk: set[int]
     ) -> Restored:
-        seq.kv = SequenceKV(self.spec, run, seq.reserve)
+        seq.kv = SequenceKV(self.spec, run, seq.reserve, seq.marked_at)
         seq.chain = [span.block for span in spans if span.count == BLOCK_TOKENS]
+        seq.checkpoints += [span.block for span in spans if span.block.is_checkpoint]
         seq.move(State.RUNNING)
         disk = sum(span.count for i, span in enumerate(spans) if i in from_disk)
         return Restored(seq, seq.kv.length - disk, disk)
@@ -265,10 +263,13 @@ class Memory:
     # ── commit ───────────────────────────────────────────────────────────────────────────────
 
     def commit_full(self, seq: Sequence) -> None:
-        """Blocks that have filled since the last call."""
+        """Blocks that have filled, and positions that were marked, since the last call."""
         while seq.num_kept - seq.num_committed >= BLOCK_TOKENS:
             if not self._commit(seq, seq.num_committed + BLOCK_TOKENS):
-                return
+                break
+        marks = seq.kv.marks if seq.kv else {}
+        for position in [p for p in marks if p <= seq.num_kept]:
+            self._commit_checkpoint(seq, position, marks.pop(position))
 
     def offer(self, seq: Sequence, num_tokens: int) -> None:
         """Have the first `num_tokens` of a running sequence in the pool, for another to go on from.
@@ -279,7 +280,7 @@ class Memory:
         if seq.kv is None or not seq.num_committed < num_tokens <= seq.num_kept:
             return
         block = self._block(seq, num_tokens)
-        if self._find(block) is None:
+        if self._matching.find(block) is None:
             self.pool.put(block, seq.kv.copy_out(seq.num_committed, num_tokens))
 
     def park(self, seq: Sequence) -> None:
@@ -287,6 +288,8 @@ class Memory:
         self.commit_full(seq)
         if 0 < seq.num_kept - seq.num_committed < BLOCK_TOKENS:
             self._commit(seq, seq.num_kept)
+        if self.spec.states and seq.kv and 0 < seq.kv.length == seq.num_kept:
+            self._commit_checkpoint(seq, seq.num_kept, seq.kv.states)
 
     def commit_turn(self, seq: Sequence) -> None:
         """At the end of a turn, however it ended: everything that was computed, and whose it is."""
@@ -303,8 +306,9 @@ class Memory:
         if seq.request.agent is not None:
             self.witness.saw(seq.request.agent, seq.chain)
             turn = seq.num_prompt, seq.num_kept
+            points = self._matching.checkpoints_of(seq.chain, seq.checkpoints)
             for old in self.store.record(
-                seq.request.agent, self.spec.fingerprint, tuple(seq.chain), turn
+                seq.request.agent, self.spec.fingerprint, tuple(seq.chain), turn, points
             ):
                 self.pool.drop(old.hash)
 
@@ -313,7 +317,7 @@ class Memory:
         had them or because their file was damaged: the sequence still has them in mind."""
         assert seq.kv is not None
         for i, block in enumerate(seq.chain):
-            if self._find(block) is None and not self.store.pending(block.hash):
+            if self._matching.find(block) is None and not self.store.pending(block.hash):
                 start = i * BLOCK_TOKENS
                 end = start + block.num_tokens
                 if seq.kv.has(start, end):
@@ -323,7 +327,7 @@ class Memory:
         """Copy the tokens since the last commit out as one block; False: the pool is full."""
         assert seq.kv is not None
         start, block = seq.num_committed, self._block(seq, end)
-        if self._find(block) is None:
+        if self._matching.find(block) is None:
             if not self.pool.make_room(self.spec.payload_bytes(end - start)):
                 return False
             self.pool.put(block, seq.kv.copy_out(start, end))
@@ -332,6 +336,21 @@ class Memory:
         seq.kv.release(end)
         self._persist(seq, block)
         return True
+
+    def _commit_checkpoint(self, seq: Sequence, position: int, kept: States) -> None:
+        """What recurrent layers kept at `position`, unless the KV before it has found no room."""
+        num_full = position // BLOCK_TOKENS
+        if num_full > len(seq.chain):
+            return
+        parent = seq.chain[num_full - 1].hash if num_full else self.spec.fingerprint
+        since = seq.tokens[num_full * BLOCK_TOKENS : position]
+        point = Block.checkpoint_after(parent, token_bytes(since))
+        if self._matching.find(point) is None:
+            if not self.pool.make_room(self.spec.state_bytes):
+                return
+            self.pool.put(point, states.copy_out(self.spec, kept))
+        seq.checkpoints.append(point)
+        self._persist(seq, point)
 
     def _block(self, seq: Sequence, end: int) -> Block:
         """Of the tokens since the last commit."""

@@ -41,7 +41,7 @@ class Reads:
         for block in chain:
             if block.hash in self._pool or block.hash in self._waiting:
                 continue
-            most_bytes -= self._spec.payload_bytes(block.num_tokens)
+            most_bytes -= self._spec.bytes_of(block)
             if most_bytes < 0 or self._store.find(block.hash) is None:
                 return
             self._begin(block, [])
@@ -50,7 +50,7 @@ class Reads:
         """Bring the beginning of a chain to the pool, as far as it has room; then call `done`."""
         room, missing = self._pool.budget_bytes, list[Block]()
         for block in chain:
-            room -= self._spec.payload_bytes(block.num_tokens)
+            room -= self._spec.bytes_of(block)
             if block.hash not in self._pool:
                 if room < 0 or self._store.find(block.hash) is None:
                     break

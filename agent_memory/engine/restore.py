@@ -15,7 +15,8 @@ from agent_memory.kvcache.run import RunBuilder
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The first `count` tokens of a remembered block, at position `start` of a prompt."""
+    """The first `count` tokens of a remembered block, at position `start` of a prompt; or, as the
+    last of some spans and with a count of 0, the checkpoint there."""
 
     block: Block
     start: int
@@ -61,4 +62,6 @@ class Restored:
 def run_key(spans: list[Span]) -> BlockHash:
     """Names all tokens up to the end of the spans, whichever block the last of them are from."""
     block, count = spans[-1].block, spans[-1].count
+    if block.is_checkpoint:
+        return block.hash
     return Block.of(block.parent, block.tokens[: 4 * count]).hash

@@ -24,8 +24,8 @@ RESERVE_NEW_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Bytes of KV: per token, and of a sequence's windows however long it is; and what a step
-    works with per token of the longest context."""
+    """Bytes of KV per token, and of what a sequence has besides however long it is; and what a
+    step works with per token of the longest context."""
 
     token_bytes: int
     sequence_bytes: int

@@ -117,6 +117,8 @@ class Scheduler:
             seq.awaits = shared if shared and shared.pending else None
             if seq.awaits and seq.awaits.num_tokens - remembered(seq) < MIN_SHARED:
                 seq.awaits = None
+            if seq.awaits:
+                seq.awaits.seq.marked_at.add(seq.awaits.num_tokens)
         return seq.awaits is not None
 
     def shared_with(self, seq: Sequence) -> Awaited | None:
@@ -151,7 +153,7 @@ class Scheduler:
         for seq in sorted(ready, key=lambda s: (s.to_compute > 1, self._order(s))):
             if left == 0:
                 break
-            num_tokens = min(seq.to_compute, left)
+            num_tokens = min(seq.most_at_once, left)
             step.append(Work(seq, num_tokens, num_tokens == seq.to_compute))
             left -= num_tokens
         for work in step:

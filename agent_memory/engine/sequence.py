@@ -86,6 +86,10 @@ class Sequence:
         self.in_flight = 0
         self.kv: SequenceKV | None = None
         self.chain: list[Block] = []
+        self.checkpoints: list[Block] = []  # of its own, and the one it went on from
+        # Where others can go on from: before the answer's beginning, which the next prompt may
+        # have otherwise, and where the prompts of those end that wait for this one.
+        self.marked_at = {request.stable_tokens} if request.stable_tokens else set[int]()
         self.looked_at = 0.0  # monotonic, when its memory was looked for
         self.compared: Compared | None = None
         self.finish_reason: FinishReason | None = None
@@ -117,6 +121,12 @@ class Sequence:
         if self.kv is None or self.num_generated + self.in_flight >= self.max_new:
             return 0
         return len(self.tokens) + self.in_flight - self.kv.length
+
+    @property
+    def most_at_once(self) -> int:
+        """Of these, so many can be in one step: it must end where states are to be marked."""
+        to_mark = self.kv.num_to_mark if self.kv else None
+        return self.to_compute if to_mark is None else min(self.to_compute, to_mark)
 
     @property
     def num_kept(self) -> int:

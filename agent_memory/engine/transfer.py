@@ -28,7 +28,7 @@ from agent_memory.store.agents import Agent
 from agent_memory.store.block_store import BlockStore
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import BlockFile, Rejected, decode, encode, identify
-from agent_memory.store.heads import Head
+from agent_memory.store.heads import Chain, Head, positions
 from agent_memory.store.held import HeldFile
 
 MAX_ON_THEIR_WAY = 8
@@ -99,7 +99,19 @@ class Export:
                 piece = self._store.hold(block) or self._made(block, in_pool(block))
                 self._pieces[used.hash] = piece if used is block else self._cut(piece, used, block)
             blocks.append(used.hash)
-        return ArchivedHead(head.num_tokens, head.turns, tuple(blocks))
+        held = [c.hash for c in head.checkpoints if self._hold_checkpoint(c, in_pool)]
+        return ArchivedHead(head.num_tokens, head.turns, tuple(blocks), tuple(held))
+
+    def _hold_checkpoint(self, checkpoint: Block, in_pool: Callable[[Block], Bytes | None]) -> bool:
+        """False if it is gone: the conversation is whole without."""
+        if checkpoint.hash not in self._pieces:
+            piece: HeldFile | WholeFile | None = self._store.hold(checkpoint)
+            if piece is None and (payload := in_pool(checkpoint)) is not None:
+                piece = self._made(checkpoint, payload)
+            if piece is None:
+                return False
+            self._pieces[checkpoint.hash] = piece
+        return True
 
     def _made(self, block: Block, payload: Bytes | None) -> WholeFile:
         if payload is None:
@@ -212,12 +224,14 @@ class Transfer:
         self._refuse_taken(agent_id)
         file.seek(0)
         files = {found.block.hash: found for found, _ in proven(file, model)}
-        chains = [_chain(head, files, model) for head in manifest.heads]
+        proven_heads = [(head, *_conversation(head, files, model)) for head in manifest.heads]
         file.seek(0)
         self._keep(agent_id, file, model, manifest.blocks)
         self._refuse_taken(agent_id)
-        for head, chain in reversed(list(zip(manifest.heads, chains, strict=True))):
-            self._store.adopt(agent_id, model.spec.fingerprint, chain, head.turns)
+        for head, chain, checkpoints in reversed(proven_heads):
+            self._store.adopt(
+                *(agent_id, model.spec.fingerprint, chain, head.turns), checkpoints=checkpoints
+            )
         self._store.flush(FLUSH_S)
         return agent_id
 
@@ -275,19 +289,34 @@ def proven(file: BinaryIO, model: Model) -> Iterator[tuple[BlockFile, Bytes]]:
         if (found.block.hash, found.checksum) != (expected.hash, expected.checksum):
             raise archive.damaged("a block is not the one it should be")
         ids = np.frombuffer(found.block.tokens, "<i4")
-        if ids.min() < 0 or ids.max() >= model.vocab_size:
+        if np.any((ids < 0) | (ids >= model.vocab_size)):
             raise archive.damaged("it holds token ids that the model does not know")
         yield found, payload
     reader.end()
 
 
-def _chain(
+def _conversation(
     head: ArchivedHead, files: dict[BlockHash, BlockFile], model: Model
-) -> tuple[Block, ...]:
+) -> tuple[Chain, Chain]:
+    """(blocks, checkpoints).  Raises BadRequest unless all of them are its own."""
+    chain = _chain(head, files, model)
+    checkpoints = tuple(files[block_hash].block for block_hash in head.checkpoints)
+    are_some = bool(model.spec.states) and all(block.is_checkpoint for block in checkpoints)
+    if checkpoints and not are_some:
+        raise archive.damaged("it holds other checkpoints than this model keeps")
+    found = positions(model.spec.fingerprint, chain, checkpoints)
+    in_order = tuple(found[at] for at in sorted(found) if at <= head.num_tokens)
+    if in_order != checkpoints:
+        raise archive.damaged("its checkpoints are not of its conversation")
+    return chain, checkpoints
+
+
+def _chain(head: ArchivedHead, files: dict[BlockHash, BlockFile], model: Model) -> Chain:
     chain = tuple(files[block_hash].block for block_hash in head.blocks)
     parents = (model.spec.fingerprint, *head.blocks)
     for parent, block in zip(parents, chain, strict=False):
-        if block.parent != parent or not (block.full or block is chain[-1]):
+        ends_well = block.full or block is chain[-1]
+        if block.parent != parent or block.is_checkpoint or not ends_well:
             raise archive.damaged("its blocks do not follow one another")
     if head.num_tokens != sum(block.num_tokens for block in chain):
         raise archive.damaged("a conversation is not as long as it says")

@@ -123,7 +123,8 @@ class Witness:
             within = matched % BLOCK_TOKENS or BLOCK_TOKENS
             parent, rest = blocks[-1].hash, blocks[-1].tokens[4 * within :]
         while len(rest) < 4 * SHOWN_TOKENS:
-            children = self._store.children(parent) or self._pool.children(parent)
+            children = _of_tokens(self._store.children(parent))
+            children = children or _of_tokens(self._pool.children(parent))
             if not children:
                 break
             parent, rest = children[-1].hash, rest + children[-1].tokens
@@ -139,6 +140,10 @@ def _parting(position: int, finding: Finding, remembered: bytes) -> Compared:
     if remembered:
         return Compared(position, finding, remembered)
     return Compared(position, Finding.WHOLE if position else Finding.NOTHING)
+
+
+def _of_tokens(children: Chain) -> Chain:
+    return [block for block in children if not block.is_checkpoint]
 
 
 def _block(prompt: bytes, at: int) -> bytes:

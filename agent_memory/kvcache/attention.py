@@ -75,7 +75,7 @@ class Rows:
         """`is_last`: what this layer makes of rows that nobody wants need not be computed."""
         self.layer = layer
         self.is_last = is_last
-        self.marker: mx.array | None = None
+        self.marker = mx.array(0)  # evaluated when what this layer writes is
         self.group = group
         self.members = members
         self.offset = offset
@@ -115,7 +115,11 @@ class Rows:
         return self, self
 
     def attend(self, queries: mx.array, scale: float, sinks: mx.array | None = None) -> mx.array:
-        """queries [rows, heads, 1, dim], sinks [heads] -> [rows, heads, 1, v_dim]."""
+        """queries [rows, heads, 1, dim], sinks [heads] -> [rows, heads, 1, v_dim]; of a chunk
+        alone queries [1, heads, rows, dim], and the result likewise."""
+        if queries.shape[2] > 1:
+            rows = queries.transpose(2, 1, 0, 3)
+            return self.attend(rows, scale, sinks).transpose(2, 1, 0, 3)
         out, row = [], 0
         over_runs = self._over_shared_runs(queries, scale)
         for kv, count, num_wanted in self.members:

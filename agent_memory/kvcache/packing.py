@@ -8,8 +8,9 @@ mix: packing a concatenation equals concatenating the packed, bit for bit.  Engi
 """
 
 import mlx.core as mx
+import numpy as np
 
-from agent_memory.kv_spec import DType, TensorFormat
+from agent_memory.kv_spec import NUMPY, DType, TensorFormat
 
 Packed = tuple[mx.array, ...]
 
@@ -18,6 +19,14 @@ DTYPES: dict[DType, mx.Dtype] = {
     "F32": mx.float32,
     "F16": mx.float16,
     "BF16": mx.bfloat16,
+}
+
+
+RAW: dict[str, mx.Dtype] = {
+    "U32": mx.uint32,
+    "F32": mx.float32,
+    "F16": mx.float16,
+    "BF16": mx.uint16,  # filled as bit patterns, viewed as bfloat16 when done
 }
 
 
@@ -64,3 +73,16 @@ def choose_format(dim: int, dtype: mx.Dtype, bits: int | None, group_size: int) 
         if bits is not None and group <= group_size and dim % group == 0:
             return TensorFormat(dim, dtype_name(dtype), bits, group)
     return TensorFormat(dim, dtype_name(dtype))
+
+
+def typed(array: mx.array, dtype: DType) -> mx.array:
+    """One that was filled as RAW."""
+    return array if array.dtype == DTYPES[dtype] else array.view(DTYPES[dtype])
+
+
+def host(array: mx.array) -> np.ndarray:
+    """An evaluated array's bytes as numpy sees them; valid while the array lives."""
+    raw = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+    view: np.ndarray = np.array(raw, copy=False)
+    assert view.dtype in NUMPY.values()
+    return view

@@ -6,31 +6,31 @@ copies.  Runs know their tokens only by position.  Engine thread only.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from agent_memory.block import BLOCK_TOKENS
-from agent_memory.kv_spec import NUMPY, DType, KVSpec, LayerGroup, payload_bytes
-from agent_memory.kvcache.packing import DTYPES
+from agent_memory.kv_spec import DType, KVSpec, LayerGroup, payload_bytes
+from agent_memory.kvcache import states
+from agent_memory.kvcache.packing import RAW, typed
+from agent_memory.kvcache.states import States
 from agent_memory.kvcache.tail import Part
-
-RAW: dict[str, mx.Dtype] = {
-    "U32": mx.uint32,
-    "F32": mx.float32,
-    "F16": mx.float16,
-    "BF16": mx.uint16,  # filled as bit patterns, viewed as bfloat16 when done
-}
 
 
 class Run:
-    """`parts[layer]` ends at position `length`; it begins at 0, or where a window's last use is."""
+    """`parts[layer]` ends at position `length`; it begins at 0, or where a window's last use is.
+    `states`: of recurrent layers, at `length`."""
 
-    def __init__(self, length: int, parts: dict[int, Part], nbytes: int) -> None:
+    def __init__(
+        self, length: int, parts: dict[int, Part], nbytes: int, states: Sequence[mx.array] = ()
+    ) -> None:
         self.length = length
         self.parts = parts
         self.nbytes = nbytes
+        self.states = states
 
 
 class _Side(NamedTuple):
@@ -43,6 +43,8 @@ class _Side(NamedTuple):
 
 class RunBuilder:
     """Room for `length` tokens: `grow` it in portions, write every block, then `finish`.
+
+    A model with recurrent layers needs the checkpoint at `length`, too.
 
     An array per layer and tensor: memory of that size is soon used again, and none is too large for
     a device.
@@ -61,7 +63,8 @@ class RunBuilder:
         )
         self._sides: dict[tuple[str, int], _Side] = {}
         self.nbytes = 0  # so far
-        self.whole_bytes = sum(
+        self._states: States = []
+        self.whole_bytes = spec.state_bytes + sum(
             payload_bytes((group,), length - first_needed(group, length)) for group in spec.groups
         )
 
@@ -98,7 +101,12 @@ class RunBuilder:
                     at = start + skip - side.start
                     side.view[:, at : at + count - skip] = source[:, skip:count]
 
+    def write_checkpoint(self, payload: np.ndarray) -> None:
+        self._states = states.restored(self.spec, payload)
+        self.nbytes += payload.nbytes
+
     def finish(self) -> Run:
+        assert len(self._states) == len(self.spec.states)
         parts: dict[int, Part] = {}
         for g, group in enumerate(self.spec.groups):
             start = first_needed(group, self.length)
@@ -110,11 +118,10 @@ class RunBuilder:
                 parts[layer] = Part(start, k, v)
         self._sides.clear()
         mx.eval([x for part in parts.values() for x in part.k + part.v])
-        return Run(self.length, parts, self.nbytes)
+        return Run(self.length, parts, self.nbytes, self._states)
 
     def _typed(self, name: str, i: int, dtype: DType) -> mx.array:
-        array, wanted = self._sides[name, i].array, DTYPES[dtype]
-        return array if array.dtype == wanted else array.view(wanted)
+        return typed(self._sides[name, i].array, dtype)
 
 
 def first_needed(group: LayerGroup, length: int) -> int:
@@ -122,11 +129,3 @@ def first_needed(group: LayerGroup, length: int) -> int:
     if group.window is None:
         return 0
     return max(0, min(length - group.window + 1, length // BLOCK_TOKENS * BLOCK_TOKENS))
-
-
-def host(array: mx.array) -> np.ndarray:
-    """An evaluated array's bytes as numpy sees them; valid while the array lives."""
-    raw = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-    view: np.ndarray = np.array(raw, copy=False)
-    assert view.dtype in NUMPY.values()
-    return view

@@ -4,27 +4,43 @@
                └─ run ──┘└────── tail ──────┘
                read-only, shared              our own, growing
 
+Recurrent layers keep states instead, as they are at `length`.  At positions that are to be marked
+what they are then is kept, until somebody copies it out.
+
 Knows how to hand out the parts of a layer and how to copy a span out as a payload.  Engine thread
 only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import mlx.core as mx
 import numpy as np
 
 from agent_memory.block import BLOCK_TOKENS
 from agent_memory.kv_spec import KVSpec, LayerGroup
-from agent_memory.kvcache.run import Run, host
+from agent_memory.kvcache import states
+from agent_memory.kvcache.packing import host
+from agent_memory.kvcache.run import Run
+from agent_memory.kvcache.states import States
 from agent_memory.kvcache.tail import Part, Tail
 
 
 class SequenceKV:
-    def __init__(self, spec: KVSpec, run: Run | None = None, reserve: int = 0) -> None:
-        """`reserve`: total tokens to make room for at the first append."""
+    def __init__(
+        self,
+        spec: KVSpec,
+        run: Run | None = None,
+        reserve: int = 0,
+        marked_at: Collection[int] = (),
+    ) -> None:
+        """`reserve`: total tokens to make room for at the first append.  `marked_at`: positions
+        to be marked, beside those at regular distances; more may be added to it."""
         self.spec = spec
         self.run = run
         self.length = run.length if run else 0
+        self.states = list(run.states) if run else states.beginning(spec)
+        self.marks: dict[int, States] = {}
+        self._marked_at = marked_at
         room = max(0, reserve - self.length)
         self.tails = {
             layer: Tail(self.length, room, group.window)
@@ -49,6 +65,22 @@ class SequenceKV:
 
     def _growing(self) -> Iterator[Tail]:
         return (tail for tail in self.tails.values() if tail.window is None)
+
+    @property
+    def num_to_mark(self) -> int | None:
+        """Tokens from here to the next position that is to be marked, if there is one."""
+        every = self.spec.checkpoint_tokens
+        if not every:
+            return None
+        ahead = (position - self.length for position in self._marked_at)
+        return min([every - self.length % every, *(count for count in ahead if count > 0)])
+
+    def step(self, states: States) -> None:
+        """What recurrent layers keep at `length`, where the step has just come to."""
+        self.states = states
+        every = self.spec.checkpoint_tokens
+        if self.length in self._marked_at or self.length % every == 0:
+            self.marks[self.length] = states
 
     def parts(self, layer: int) -> list[Part]:
         tail = self.tails[layer]
@@ -91,8 +123,9 @@ class SequenceKV:
 
     @property
     def nbytes(self) -> int:
-        """Of the tails; a run is counted once, by whoever keeps the runs."""
-        return sum(tail.nbytes for tail in self.tails.values())
+        """Of the tails and states; a run is counted once, by whoever keeps the runs."""
+        tails = sum(tail.nbytes for tail in self.tails.values())
+        return tails + self.spec.state_bytes * (1 + len(self.marks))
 
     def check(self) -> None:
         start = self.run.length if self.run else 0

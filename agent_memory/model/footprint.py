@@ -17,6 +17,7 @@ from agent_memory.model.runner import Job, Runner
 STEPS_AT_ONCE = 2
 """A step is launched while the one before it is computed."""
 LAYERS_AT_ONCE = 2
+STATES_HELD = 4
 MOST_CACHE_BYTES = 2 << 30
 
 
@@ -49,9 +50,10 @@ def token_bytes(spec: KVSpec) -> int:
     return sum(payload_bytes((group,), 1) for group in spec.groups if group.window is None)
 
 
-def window_bytes(spec: KVSpec) -> int:
-    """Of KV per sequence in layers with a window: in its run, and in its tail with room to move."""
-    return sum(
+def sequence_bytes(spec: KVSpec) -> int:
+    """Of a sequence however long it is: of KV in layers with a window, in its run and in its tail
+    with room to move; of states in its run, its own and some that are marked."""
+    return STATES_HELD * spec.state_bytes + sum(
         2 * payload_bytes((group,), in_blocks(group.window) + 2 * BLOCK_TOKENS)
         for group in spec.groups
         if group.window is not None

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache
 
 from agent_memory.errors import ModelRefused
-from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
+from agent_memory.kv_spec import KVSpec, LayerGroup, StateFormat, TensorFormat
+from agent_memory.kvcache import states
 from agent_memory.kvcache.attention import Member, Read, Rows
-from agent_memory.kvcache.packing import DTYPES, choose_format, pack
+from agent_memory.kvcache.packing import DTYPES, choose_format, dtype_name, pack
 from agent_memory.kvcache.run import Run, RunBuilder
 from agent_memory.kvcache.sequence_kv import SequenceKV
+from agent_memory.model import caches
 from agent_memory.model.runner import HeadCut, Job, Mode, Runner
 
 TOLERANCE: dict[mx.Dtype, float] = {mx.float32: 1e-3, mx.float16: 3e-2, mx.bfloat16: 1e-1}
@@ -59,19 +61,25 @@ class _Recorder:
 
 
 def derive_spec(model: Module, digest: str, bits: int | None, group_size: int) -> KVSpec:
-    caches = make_prompt_cache(model)
-    windows = [_window(cache) for cache in caches]
-    seen = [_Recorder() for _ in caches]
+    leaves = caches.flat(model)
+    recorders = {n: _Recorder() for n, leaf in enumerate(leaves) if not caches.is_recurrent(leaf)}
+    windows = {n: caches.window(leaves[n]) for n in recorders}
+    seen = caches.nested(
+        [recorders.get(n, leaf) for n, leaf in enumerate(leaves)], caches.counts(model)
+    )
     try:
         mx.eval(model(mx.array([[0, 0]]), cache=seen))
     except Exception as error:  # whatever a model does with a cache that only looks on
         raise _own_ways(error) from error
-    if not all(r.k_dim and r.v_dim for r in seen):
-        raise ModelRefused("Some layers of the model keep no K and V of their own.")
-    shapes: dict[tuple[int | None, int, int, int, mx.Dtype], list[int]] = {}
-    for layer, (r, window) in enumerate(zip(seen, windows, strict=True)):
-        shapes.setdefault((window, r.kv_heads, r.k_dim, r.v_dim, r.dtype), []).append(layer)
+    if not recorders or not all(r.k_dim and r.v_dim for r in recorders.values()):
+        raise ModelRefused(
+            "Some layers of the model keep no K and V of their own, or none does. Choose a model "
+            "with attention."
+        )
     rank = getattr(getattr(model, "args", None), "kv_lora_rank", None)
+    shapes: dict[tuple[int | None, int, int, int, mx.Dtype], list[int]] = {}
+    for layer, r in recorders.items():
+        shapes.setdefault((windows[layer], r.kv_heads, r.k_dim, r.v_dim, r.dtype), []).append(layer)
     groups = [
         LayerGroup(
             "window" if window else "latent" if (kv_heads, k_dim) == (1, rank) else "full",
@@ -83,19 +91,15 @@ def derive_spec(model: Module, digest: str, bits: int | None, group_size: int) -
         )
         for (window, kv_heads, k_dim, v_dim, dtype), layers in shapes.items()
     ]
-    return KVSpec(tuple(groups), digest)
+    return KVSpec(tuple(groups), digest, _states(leaves))
 
 
-def _window(cache: object) -> int | None:
-    """None: all tokens are seen.  Raises ModelRefused for what is neither that nor a window."""
-    if type(cache) is KVCache:
-        return None
-    if type(cache) is RotatingKVCache and cache.keep == 0:
-        return int(cache.max_size)
-    raise ModelRefused(
-        f"The model keeps {type(cache).__name__}; so far only models with attention in every "
-        "layer, full or over a window, can be remembered exactly. Choose one of those, such as "
-        "Llama 3, Qwen 3 or Gemma 3."
+def _states(leaves: list[object]) -> tuple[StateFormat, ...]:
+    """Of caches that a model has written to."""
+    return tuple(
+        StateFormat(layer, index, array.shape[1:], dtype_name(array.dtype))
+        for layer, leaf in enumerate(leaves)
+        for index, array in enumerate(caches.arrays(leaf))
     )
 
 
@@ -110,9 +114,9 @@ def verify(model: Module, head: HeadCut, spec: KVSpec) -> Proven:
     dtype = DTYPES[spec.groups[0].k.dtype]
     limit = TOLERANCE[dtype] * max(1.0, *(float(mx.abs(p).max()) for p in plain))
     unquantized = derive_spec(model, spec.model_digest, None, 0)
+    mode: Mode = "split" if spec.states else "mixed"
     try:
-        ours = _ours(Runner(model, unquantized, head, "packed"), texts, first)
-        mode: Mode = "mixed"
+        ours = _ours(Runner(model, unquantized, head, "packed", mode), texts, first)
     except ModelRefused:
         raise
     except Exception:  # whatever a model does with K and V it cannot read
@@ -220,6 +224,7 @@ def _ours(runner: Runner, texts: list[list[int]], first: int) -> Logits:
 def _restored(kv: SequenceKV) -> Run:
     builder = RunBuilder(kv.spec, kv.length)
     builder.write(0, kv.length, kv.length, kv.copy_out(0, kv.length))
+    builder.write_checkpoint(states.copy_out(kv.spec, kv.states))
     return builder.finish()
 
 

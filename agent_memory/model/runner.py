@@ -19,6 +19,8 @@ from agent_memory.kv_spec import KVSpec, LayerGroup
 from agent_memory.kvcache.attention import Member, Read, Rows
 from agent_memory.kvcache.handed import Handed
 from agent_memory.kvcache.sequence_kv import SequenceKV
+from agent_memory.kvcache.states import Carried
+from agent_memory.model import caches
 
 
 @dataclass(slots=True)
@@ -37,7 +39,7 @@ class Job:
         return self.tokens.size if isinstance(self.tokens, mx.array) else len(self.tokens)
 
 
-Mode = Literal["mixed", "handed"]
+Mode = Literal["mixed", "split", "handed"]
 Pick = Callable[[mx.array], mx.array]
 """The wanted rows of what a model's trunk, or its head, returns."""
 
@@ -51,7 +53,7 @@ class HeadCut:
 
     def __init__(self, model: Module) -> None:
         self.pick: Pick | None = None
-        trunk = getattr(model, "model", None)
+        trunk = getattr(getattr(model, "language_model", model), "model", None)
         self.works = isinstance(trunk, Module)
         if isinstance(trunk, Module):
             trunk.__class__ = self._subclass(type(trunk))
@@ -65,8 +67,9 @@ class HeadCut:
 
 
 class Runner:
-    """`mode`: "mixed", all rows of a step go through the model together; "handed", decode rows
-    together and each chunk by itself, with dense K and V."""
+    """`mode`: "mixed", all rows of a step go through the model together; "split", decode rows
+    together and each chunk by itself, for recurrent layers know rows of one sequence only as a
+    chunk; "handed", the same with dense K and V."""
 
     def __init__(
         self,
@@ -86,7 +89,10 @@ class Runner:
         self._head = head
         layers = [(layer, group) for group in spec.groups for layer in group.layers]
         self.layers: list[tuple[int, LayerGroup]] = sorted(layers, key=lambda pair: pair[0])
-        assert [layer for layer, _ in self.layers] == list(range(len(layers)))
+        self._recurrent = sorted({form.layer for form in spec.states})
+        known = sorted([layer for layer, _ in self.layers] + self._recurrent)
+        assert known == list(range(len(known)))
+        self._counts = caches.counts(model)
         # Where layers behind the last one with KV of its own borrow another's, all rows go through.
         self._last = len(layers) - 1 if len(model.layers) == len(layers) else None
 
@@ -98,7 +104,7 @@ class Runner:
         """
         jobs = list(jobs)
         together = [jobs] if self.mode == "mixed" else _apart(jobs)
-        done = [self._rows(js) if self.mode == "mixed" else self._handed(js) for js in together]
+        done = [self._rows(js) if self.mode == "mixed" else self._alike(js) for js in together]
         wanted: list[mx.array] = []
         for out, js in zip(done, together, strict=True):
             if any(job.num_logits for job in js):
@@ -113,38 +119,60 @@ class Runner:
         positions, wanted = self._place(jobs)
         padding = max(0, self.min_rows - len(positions))
         offset = mx.array(positions + [0] * padding)
-        cache = [
+        rows = [
             Rows(layer, group, _members(jobs), offset, self.read, is_last=layer == self._last)
             for layer, group in self.layers
         ]
         chosen = mx.array(wanted)
-        return self._through(_ids(jobs, padding)[:, None], cache, lambda x: x[chosen], bool(wanted))
+        cache = caches.nested(rows, self._counts)
+        out = self._through(_ids(jobs, padding)[:, None], cache, lambda x: x[chosen], bool(wanted))
+        return rows[-1].marker if out is None else out
 
-    def _handed(self, jobs: list[Job]) -> mx.array:
+    def _alike(self, jobs: list[Job]) -> mx.array:
         """Decode rows, or one chunk."""
         positions, wanted = self._place(jobs)
         chunk = jobs[0].count > 1
         offset = positions[0] if chunk else mx.array(positions)
-        cache = [
-            Handed(layer, group, _members(jobs), offset, self.read) for layer, group in self.layers
-        ]
+        kind = Handed if self.mode == "handed" else Rows
+        rows = {
+            layer: kind(layer, group, _members(jobs), offset, self.read)
+            for layer, group in self.layers
+        }
+        carried = self._carried(jobs)
+        leaves: dict[int, Rows | Carried] = rows | carried
+        cache = caches.nested([leaves[i] for i in range(len(leaves))], self._counts)
         chosen = mx.array(wanted)
         ids = _ids(jobs, 0)
         if chunk:
-            return self._through(ids[None], cache, lambda x: x[0, chosen][:, None], bool(wanted))
-        return self._through(ids[:, None], cache, lambda x: x[chosen], bool(wanted))
+            out = self._through(ids[None], cache, lambda x: x[0, chosen][:, None], bool(wanted))
+        else:
+            out = self._through(ids[:, None], cache, lambda x: x[chosen], bool(wanted))
+        self._hand_back(jobs, carried)
+        return rows[self.layers[-1][0]].marker if out is None else out
 
-    def _through(self, ids: mx.array, cache: Sequence[Rows], pick: Pick, wants: bool) -> mx.array:
-        """-> logits [wanted, vocab], or the marker if none are."""
+    def _carried(self, jobs: list[Job]) -> dict[int, Carried]:
+        """The states of all jobs, by layer."""
+        arrays: dict[int, list[mx.array]] = {layer: [] for layer in self._recurrent}
+        for i, form in enumerate(self.spec.states):
+            arrays[form.layer].append(_joined([job.kv.states[i] for job in jobs]))
+        return {layer: Carried(own) for layer, own in arrays.items()}
+
+    def _hand_back(self, jobs: list[Job], carried: dict[int, Carried]) -> None:
+        if not carried:
+            return
+        whole = [array for layer in self._recurrent for array in carried[layer].arrays]
+        for n, job in enumerate(jobs):
+            job.kv.step([array[n : n + 1] for array in whole] if len(jobs) > 1 else whole)
+
+    def _through(self, ids: mx.array, cache: object, pick: Pick, wants: bool) -> mx.array | None:
+        """-> logits [wanted, vocab]; None if none are."""
         self._head.pick = pick if wants and self._head.works else None
         try:
             out: mx.array = self.model(ids, cache=cache)
         finally:
             self._head.pick = None
         if not wants:
-            marker = cache[-1].marker
-            assert marker is not None
-            return marker
+            return None
         return (out if self._head.works else pick(out))[:, -1]
 
     def _place(self, jobs: list[Job]) -> tuple[list[int], list[int]]:
@@ -174,8 +202,13 @@ def _apart(jobs: list[Job]) -> list[list[Job]]:
 
 
 def _send(jobs: list[Job], marker: mx.array) -> None:
-    """Begin to compute the KV that these have written, and with it the marker of its end."""
-    mx.async_eval(marker, [tail.arrays for job in jobs for tail in job.kv.tails.values()])
+    """Begin to compute the KV and states that these have written, and the marker of their end."""
+    tails = [tail.arrays for job in jobs for tail in job.kv.tails.values()]
+    mx.async_eval(marker, tails, [job.kv.states for job in jobs])
+
+
+def _joined(rows: list[mx.array]) -> mx.array:
+    return rows[0] if len(rows) == 1 else mx.concatenate(rows)
 
 
 def _ids(jobs: list[Job], padding: int) -> mx.array:

@@ -11,6 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from agent_memory.block import common_tokens, token_bytes
 from agent_memory.errors import BadRequest, ModelRefused
 
 
@@ -31,12 +32,20 @@ class ChatTokenizer:
         """The prompt of a conversation, up to where the model's answer begins."""
         return self.encode(self.render(messages))
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
+    def stable_tokens(self, messages: Sequence[dict[str, str]], prompt: Sequence[int]) -> int:
+        """How much of a conversation's prompt its next one surely has too: all but what is there
+        only to make the model answer, such as an opened thought."""
+        said = self.encode(self.render(messages, add_generation_prompt=False))
+        return common_tokens(token_bytes(said), token_bytes(prompt))
+
+    def render(
+        self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = True
+    ) -> str:
         if not self._wrapper.has_chat_template:
             raise BadRequest("This model has no chat template, so it cannot serve conversations.")
         try:
             text: str = self._wrapper.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except jinja2.TemplateError as error:
             raise BadRequest(

@@ -130,6 +130,7 @@ class Turn:
             max_tokens=self._chat.max_tokens,
             stop=self._chat.stop,
             priority=self._priority,
+            stable_tokens=await self._engine.stable_tokens(self._chat.messages, self._prompt),
         )
 
     def _note(self, event: Event) -> None:

@@ -41,6 +41,8 @@ MEANING = {
     Cause.EXPIRED: "It was remembered and not used for so long that it was deleted.",
     Cause.DAMAGED_FILE: "It was remembered, but its file was damaged and not used.",
     Cause.NEVER_SEEN: "Nothing remembered goes on like this.",
+    Cause.BACK_TO_CHECKPOINT: "All of it is remembered, but the model's recurrent layers go on "
+    "from checkpoints only, and the last one is further back.",
 }
 
 log = structlog.get_logger(__name__)
@@ -185,6 +187,7 @@ def described(explained: Explained) -> dict[str, Any]:
             "cached": started.cached_tokens,
             "memory": started.from_memory,
             "disk": started.from_disk,
+            "went_back": compared.went_back,
         },
         "restore_ms": round(1000 * started.restore_s, 3),
         "differs": _differs(explained) if explained.cause is not Cause.NONE else None,

@@ -1,8 +1,8 @@
 """Who owns what: agents and their heads.
 
-Knows which chain continues which, and of every block whose heads hold it: those own it, and with
-none it is anonymous.  Knows nothing of files or of what is present.  Memory only; any thread, one
-lock.
+Knows which chain continues which, and of every block and checkpoint whose heads hold it: those own
+it, and with none it is anonymous.  Knows nothing of files or of what is present.  Memory only; any
+thread, one lock.
 
 No head of an agent begins a newer one of the same fingerprint.
 
@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from threading import Lock
 
-from agent_memory.block import BLOCK_TOKENS, BlockHash
+from agent_memory.block import Block, BlockHash
 from agent_memory.errors import Conflict, NotFound
-from agent_memory.store.heads import Chain, Head, Turn, num_tokens, turns_within
+from agent_memory.store.heads import Chain, Head, Turn, num_tokens, pieces, turns_within
+from agent_memory.store.owners import Owners
 
 MAX_HEADS = 8
 """Per agent and fingerprint; the oldest goes."""
@@ -49,6 +50,10 @@ class Agent:
     def last_used(self) -> float:
         return self.heads[0].last_used
 
+    def owned(self) -> set[BlockHash]:
+        """Blocks and checkpoints."""
+        return {block.hash for head in self.heads for block in head.blocks}
+
     def head(self, head_id: str | None) -> Head:
         """The newest, or the one that is named.  Raises NotFound."""
         if head_id is None:
@@ -66,10 +71,19 @@ class Agent:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """An agent as it is now.  `loose`: chains whose blocks nobody may own any more."""
+    """An agent as it is now.  `loose`: chains whose blocks nobody may own any more, and before
+    them checkpoints that nobody owns, each as a chain of one."""
 
     agent: Agent
     loose: tuple[Chain, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Whose heads have lost something, and checkpoints that were lost with it and are nobody's."""
+
+    agents: set[str]
+    loose: tuple[Chain, ...]
 
 
 class Agents:
@@ -77,7 +91,7 @@ class Agents:
         self._lock = Lock()
         # Guarded by the lock.
         self._agents: dict[str, Agent] = {}
-        self._owners: dict[BlockHash, set[int]] = {}  # ordinals of heads
+        self._owners = Owners()
         self._of: dict[int, str] = {}  # whose head that is
         self._early: dict[str, int] = {}  # written for names that own nothing yet
         self._last_ordinal = 0
@@ -106,7 +120,7 @@ class Agents:
 
     def rank(self, block_hash: BlockHash) -> Rank:
         with self._lock:
-            owners = self._owners.get(block_hash)
+            owners = self._owners.of(block_hash)
             if not owners:
                 return Rank.ANONYMOUS
             pinned = any(self._agents[self._of[ordinal]].pinned for ordinal in owners)
@@ -144,20 +158,25 @@ class Agents:
         chain: Chain,
         last_used: float,
         turn: Turn | None = None,
+        checkpoints: Chain = (),
     ) -> Changed:
         """The agent's newest head is `chain`, or the head that already goes further.
 
-        Its turns are those that lie in what it shares with a head, and then `turn`.
+        Its turns are those that lie in what it shares with a head, and then `turn`.  It has just
+        the checkpoints given that lie in it; one that goes further also keeps its own.
         """
         with self._lock:
             own = self._heads(agent_id, fingerprint)
             head = self._new(fingerprint, chain, num_tokens(chain), last_used)
+            kept: Chain = ()
             if whole := next((other for other in own if head.begins(other)), None):
                 head = replace(whole, ordinal=head.ordinal, last_used=last_used)
+                kept = whole.checkpoints
             else:
                 turns = _turns_continued(head, own) + ((turn,) if turn else ())
                 head = replace(head, turns=turns_within(turns, head.num_tokens))
-            return self._enter(agent_id, head, chain)
+            head = head.with_checkpoints(kept + checkpoints)
+            return self._enter(agent_id, head, pieces(chain, checkpoints))
 
     def adopt(
         self,
@@ -167,12 +186,14 @@ class Agents:
         last_used: float,
         turns: Iterable[Turn],
         used_tokens: int | None = None,
+        checkpoints: Chain = (),
     ) -> Changed:
         """A head made elsewhere.  `used_tokens`: how many of the chain's are used, None for all."""
         with self._lock:
             head = self._new(fingerprint, chain, num_tokens(chain), last_used)
             head = replace(head, turns=turns_within(turns, head.num_tokens))
-            return self._enter(agent_id, head.cut(used_tokens or head.num_tokens), chain)
+            head = head.with_checkpoints(checkpoints).cut(used_tokens or head.num_tokens)
+            return self._enter(agent_id, head, pieces(chain, checkpoints))
 
     def fork(self, agent_id: str, new_id: str, head_id: str | None, last_used: float) -> Changed:
         """A new agent with one head of another.  Raises NotFound or Conflict."""
@@ -186,7 +207,8 @@ class Agents:
                     code="agent_exists",
                 )
             new = self._new(head.fingerprint, head.chain, head.num_tokens, last_used)
-            return self._enter(new_id, replace(new, turns=head.turns))
+            new = replace(new, turns=head.turns, checkpoints=head.checkpoints)
+            return self._enter(new_id, new)
 
     def rewind(
         self, agent_id: str, used_tokens: int, head_id: str | None, last_used: float
@@ -204,8 +226,7 @@ class Agents:
             self._last_ordinal += 1
             new = replace(head.cut(used_tokens), ordinal=self._last_ordinal, last_used=last_used)
             self._leave(agent_id, [head])
-            changed = self._enter(agent_id, new)
-            return replace(changed, loose=(head.chain, *changed.loose))
+            return self._enter(agent_id, new, head.pieces)
 
     def set_pinned(self, agent_id: str, pinned: bool) -> Changed:
         """Raises NotFound."""
@@ -220,16 +241,18 @@ class Agents:
             agent = self._known(agent_id)
             self._leave(agent_id, agent.heads)
             del self._agents[agent_id]
-            return Changed(agent, tuple(head.chain for head in agent.heads))
+            gone = (piece for head in agent.heads for piece in head.pieces)
+            return Changed(agent, self._owners.loose(gone))
 
-    def cut(self, block_hash: BlockHash) -> set[str]:
-        """This block is no more: every head that holds it ends before it.  -> whose"""
+    def cut(self, block: Block) -> Cut:
+        """It is no more.  Every head that holds it does without if it is a checkpoint, and ends
+        before it if not."""
         with self._lock:
-            owners = list(self._owners.get(block_hash, ()))
+            owners = list(self._owners.of(block.hash))
             changed = {self._of[ordinal] for ordinal in owners}
-            for ordinal in owners:
-                self._cut(self._of[ordinal], ordinal, block_hash)
-            return changed
+            lost = [c for ordinal in owners for c in self._cut(ordinal, block)]
+            others = ((c,) for c in dict.fromkeys(lost) if c != block)
+            return Cut(changed, self._owners.loose(others))
 
     def credit(self, agent_id: str, num_bytes: int) -> None:
         """So much was written in its name, maybe before it owns anything."""
@@ -262,10 +285,11 @@ class Agents:
         ordinal = self._last_ordinal
         return Head(ordinal, ordinal, fingerprint, chain, tokens, (), last_used)
 
-    def _enter(self, agent_id: str, head: Head, offered: Chain = ()) -> Changed:
+    def _enter(self, agent_id: str, head: Head, offered: Iterable[Chain] = ()) -> Changed:
         """`head` is the agent's newest.  Those that begin it go, and the oldest that is too many.
 
-        Of those that begin it the newest is the one that it continues.
+        Of those that begin it the newest is the one that it continues.  `offered`: what else may be
+        loose now.
         """
         own = self._heads(agent_id, head.fingerprint)
         replaced = [other for other in own if other.begins(head)]
@@ -280,48 +304,43 @@ class Agents:
             agent = Agent(agent_id, (), bytes_written=self._early.pop(agent_id, 0))
         self._agents[agent_id] = agent = replace(agent, heads=(head, *agent.heads))
         self._of[head.ordinal] = agent_id
-        for block in head.chain:
-            self._owners.setdefault(block.hash, set()).add(head.ordinal)
-        loose = [other.chain for other in goes]
-        return Changed(agent, (offered, *loose) if offered else tuple(loose))
+        self._owners.add(head.ordinal, head.blocks)
+        gone = (piece for other in goes for piece in other.pieces)
+        return Changed(agent, self._owners.loose((*offered, *gone)))
 
     def _leave(self, agent_id: str, heads: Sequence[Head]) -> None:
         """Take heads away.  An agent that has none left must get one or go before the lock does."""
         for head in heads:
             del self._of[head.ordinal]
-            self._disown(head.ordinal, head.chain)
+            self._owners.remove(head.ordinal, head.blocks)
         if heads:
             agent = self._agents[agent_id]
             self._num_demotions += agent.pinned
             left = tuple(head for head in agent.heads if head not in heads)
             self._agents[agent_id] = replace(agent, heads=left)
 
-    def _cut(self, agent_id: str, ordinal: int, block_hash: BlockHash) -> None:
-        agent = self._agents[agent_id]
+    def _cut(self, ordinal: int, block: Block) -> Chain:
+        """-> the checkpoints that the head has lost"""
+        agent = self._agents[self._of[ordinal]]
         heads = list(agent.heads)
         i = next(i for i, head in enumerate(heads) if head.ordinal == ordinal)
-        length = next(n for n, block in enumerate(heads[i].chain) if block.hash == block_hash)
-        short = heads[i].cut(BLOCK_TOKENS * length) if length else None
+        head, short = heads[i], heads[i].without(block)
         if short and any(short.begins(newer) for newer in heads[:i]):
             short = None
-        self._disown(ordinal, heads[i].chain[length if short else 0 :])
         heads[i : i + 1] = [short] if short else []
         if short is None:
             del self._of[ordinal]
-        self._agents[agent_id] = replace(agent, heads=tuple(heads))
+        self._agents[agent.id] = replace(agent, heads=tuple(heads))
         if not heads:
-            del self._agents[agent_id]
-
-    def _disown(self, ordinal: int, chain: Chain) -> None:
-        for block in chain:
-            owners = self._owners[block.hash]
-            owners.remove(ordinal)
-            if not owners:
-                del self._owners[block.hash]
+            del self._agents[agent.id]
+        left = short.checkpoints if short else ()
+        lost = tuple(c for c in head.checkpoints if c not in left)
+        self._owners.remove(ordinal, head.chain[len(short.chain) if short else 0 :] + lost)
+        self._num_demotions += agent.pinned and bool(lost)
+        return lost
 
     def check(self) -> None:
         with self._lock:
-            owners: dict[BlockHash, set[int]] = {}
             for agent_id, agent in self._agents.items():
                 assert agent.id == agent_id and agent.heads and agent.bytes_written >= 0
                 ordinals = [head.ordinal for head in agent.heads]
@@ -330,10 +349,7 @@ class Agents:
                 assert len({head.id for head in agent.heads}) == len(ordinals)
                 assert {self._of[ordinal] for ordinal in ordinals} == {agent_id}
                 _check_heads(agent.heads)
-                for head in agent.heads:
-                    for block in head.chain:
-                        owners.setdefault(block.hash, set()).add(head.ordinal)
-            assert owners == self._owners
+            self._owners.check(head for agent in self._agents.values() for head in agent.heads)
             assert len(self._of) == sum(len(agent.heads) for agent in self._agents.values())
 
 

@@ -73,7 +73,11 @@ class BlockStore:
         return file.block if file else None
 
     def children(self, parent: BlockHash) -> list[Block]:
-        return self._catalog.children(parent)
+        return [block for block in self._catalog.children(parent) if not block.is_checkpoint]
+
+    def checkpoints(self, parent: BlockHash) -> list[Block]:
+        """Those of fewer than a block's tokens after it."""
+        return [block for block in self._catalog.children(parent) if block.is_checkpoint]
 
     def pending(self, block_hash: BlockHash) -> bool:
         return self._catalog.pending(block_hash)
@@ -128,7 +132,7 @@ class BlockStore:
         The payload must not change until `on_written(hash, present)`.  That comes once, on the
         writer thread; on a closed store here and now, with False.
         """
-        assert payload.nbytes == spec.payload_bytes(block.num_tokens)
+        assert payload.nbytes == spec.bytes_of(block)
         ticket = self._catalog.expect(block, payload.nbytes)
         job = WriteBlock(block, payload, spec, ticket, on_written, agent_id)
         if not self._writer.submit(job):
@@ -142,15 +146,19 @@ class BlockStore:
         fingerprint: BlockHash,
         chain: Sequence[Block],
         turn: Turn | None = None,
+        checkpoints: Sequence[Block] = (),
     ) -> Chain:
         """`chain` is what the agent now has in mind; its blocks were put before.
 
-        `turn`: (end of the prompt, end of the answer).  Returns the blocks that are now nobody's
-        and of no use.  The store has let go of them.
+        `turn`: (end of the prompt, end of the answer).  `checkpoints`: all of this conversation
+        that are to be kept, put before too.  Returns the blocks and checkpoints that are now
+        nobody's and of no use.  The store has let go of them.
         """
         _check_name(agent_id)
         with self._verbs:
-            changed = self.agents.record(agent_id, fingerprint, tuple(chain), time.time(), turn)
+            changed = self.agents.record(
+                *(agent_id, fingerprint, tuple(chain), time.time(), turn, tuple(checkpoints))
+            )
             let_go = self._save(changed)
         self._note_evicted(let_go, chain)
         return let_go
@@ -169,15 +177,18 @@ class BlockStore:
         chain: Sequence[Block],
         turns: Iterable[Turn] = (),
         num_tokens: int | None = None,
+        checkpoints: Sequence[Block] = (),
     ) -> Agent:
-        """A conversation from elsewhere is the agent's newest head; its blocks were put before.
+        """A conversation from elsewhere is the agent's newest head; its blocks and checkpoints were
+        put before.
 
         `num_tokens`: how many of the chain's tokens it uses, None for all.
         """
         _check_name(agent_id)
         with self._verbs:
             changed = self.agents.adopt(
-                agent_id, fingerprint, tuple(chain), time.time(), turns, num_tokens
+                *(agent_id, fingerprint, tuple(chain), time.time(), turns, num_tokens),
+                checkpoints=tuple(checkpoints),
             )
             self._save(changed)
             return changed.agent
@@ -211,7 +222,7 @@ class BlockStore:
             return changed.agent
 
     def remove(self, agent_id: str) -> set[BlockHash]:
-        """Every block that was this agent's alone; the store has let go of them.
+        """Every block and checkpoint that was this agent's alone; the store has let go of them.
 
         Raises NotFound.  After a `flush` no file, row or piece of the log tells of them.
         """

@@ -80,6 +80,7 @@ class Catalog:
             return self._files.get(block_hash)
 
     def children(self, parent: BlockHash) -> list[Block]:
+        """Blocks and checkpoints after it."""
         with self._lock:
             return list(self._children.get(parent, {}).values())
 

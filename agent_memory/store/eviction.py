@@ -32,8 +32,9 @@ class Eviction:
         while num_bytes > 0 and (best := self._pop()):
             block_hash, used = best
             if file := self._catalog.evict(block_hash, used):
-                self._went(file, gone, Loss.EVICTED)
-                num_bytes -= file.file_bytes
+                went = self._went(file, Loss.EVICTED)
+                num_bytes -= sum(file.file_bytes for file in went)
+                gone += went
         return gone
 
     def expire(self, clock: int) -> list[BlockFile]:
@@ -46,7 +47,7 @@ class Eviction:
             if block_hash not in old or self._agents.rank(block_hash) is Rank.PINNED:
                 continue
             if file := self._catalog.evict(block_hash, old[block_hash]):
-                self._went(file, gone, Loss.EXPIRED)
+                gone += self._went(file, Loss.EXPIRED)
                 leaves.append(file.block.parent)
         return gone
 
@@ -55,10 +56,17 @@ class Eviction:
         cut, self._cut = self._cut, set()
         return cut
 
-    def _went(self, file: BlockFile, gone: list[BlockFile], loss: Loss) -> None:
+    def _went(self, file: BlockFile, loss: Loss) -> list[BlockFile]:
+        """-> it, and the checkpoints that are of no use to anybody without it"""
         self._catalog.gone.note(file.block, loss)
-        self._cut |= self._agents.cut(file.block.hash)
-        gone.append(file)
+        cut = self._agents.cut(file.block)
+        self._cut |= cut.agents
+        useless = (self._forget(checkpoint.hash) for [checkpoint] in cut.loose)
+        return [file, *(other for other in useless if other)]
+
+    def _forget(self, block_hash: BlockHash) -> BlockFile | None:
+        used = self._catalog.used_as_leaf(block_hash)
+        return None if used is None else self._catalog.evict(block_hash, used)
 
     def _pop(self) -> tuple[BlockHash, int] | None:
         self._refresh()

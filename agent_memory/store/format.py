@@ -1,4 +1,4 @@
-"""A block as the bytes of one safetensors file.
+"""A block, or a checkpoint, as the bytes of one safetensors file.
 
 Knows the format, docs/format.md tells it.  Knows nothing of paths or threads.  Any thread.
 
@@ -19,13 +19,15 @@ import numpy as np
 from xxhash import xxh3_128
 
 from agent_memory.block import BLOCK_TOKENS, HASH_BYTES, Block, BlockHash
-from agent_memory.kv_spec import KVSpec, LayerGroup
+from agent_memory.kv_spec import KVSpec, LayerGroup, StateFormat
 from agent_memory.store.files import Bytes, Piece
 
 FORMAT = "agent-memory-block/1"
+CHECKPOINT_FORMAT = "agent-memory-checkpoint/1"
 MAX_HEADER_BYTES = 1 << 20
 _ALIGN = 64
 _LENGTH_BYTES = 8
+_NO_CHECKSUM = bytes(xxh3_128().digest_size)
 
 
 class Rejected(Exception):
@@ -49,7 +51,7 @@ class BlockFile:
 
 def encode(block: Block, payload: Bytes, spec: KVSpec) -> tuple[BlockFile, list[Piece]]:
     """The file's description and the pieces to write, the payload not copied."""
-    assert payload.dtype == np.uint8 and payload.shape == (spec.payload_bytes(block.num_tokens),)
+    assert payload.dtype == np.uint8 and payload.shape == (spec.bytes_of(block),)
     checksum = _checksum(block.tokens, payload.data)
     header = _header(block, spec, checksum)
     file_bytes = len(header) + len(block.tokens) + payload.nbytes
@@ -57,11 +59,15 @@ def encode(block: Block, payload: Bytes, spec: KVSpec) -> tuple[BlockFile, list[
     return file, [header, block.tokens, payload.data]
 
 
+def size_of_file(block: Block, spec: KVSpec) -> int:
+    """In bytes, whatever the payload is."""
+    header = _header(block, spec, _NO_CHECKSUM)
+    return len(header) + len(block.tokens) + spec.bytes_of(block)
+
+
 def full_file_bytes(spec: KVSpec) -> int:
     """The size of every file of a full block of this model."""
-    block = Block.of(spec.fingerprint, bytes(4 * BLOCK_TOKENS))
-    header = _header(block, spec, bytes(xxh3_128().digest_size))
-    return len(header) + len(block.tokens) + spec.payload_bytes(BLOCK_TOKENS)
+    return size_of_file(Block.of(spec.fingerprint, bytes(4 * BLOCK_TOKENS)), spec)
 
 
 def decode(raw: Bytes, file: BlockFile, spec: KVSpec) -> Bytes:
@@ -69,7 +75,7 @@ def decode(raw: Bytes, file: BlockFile, spec: KVSpec) -> Bytes:
     block = file.block
     header = _header(block, spec, file.checksum)
     start, payload_at = len(header), len(header) + len(block.tokens)
-    if raw.size != file.file_bytes or raw.size != payload_at + spec.payload_bytes(block.num_tokens):
+    if raw.size != file.file_bytes or raw.size != payload_at + spec.bytes_of(block):
         raise Rejected("size")
     if _data_offset(raw) != start:
         raise Rejected("header")
@@ -98,8 +104,10 @@ def identify(raw: Bytes) -> BlockFile:
         parent = bytes.fromhex(about["parent"])
         name = about["hash"]
         [num_tokens] = tensors["token_ids"]["shape"]
-        good = about["format"] == FORMAT and type(num_tokens) is int
-        good = good and num_tokens in range(1, BLOCK_TOKENS + 1)
+        is_checkpoint = about["format"] == CHECKPOINT_FORMAT
+        good = is_checkpoint or about["format"] == FORMAT
+        lengths = range(BLOCK_TOKENS) if is_checkpoint else range(1, BLOCK_TOKENS + 1)
+        good = good and type(num_tokens) is int and num_tokens in lengths
     except (KeyError, TypeError, ValueError):
         raise Rejected("header") from None
     if not good or {len(fingerprint), len(parent)} != {HASH_BYTES}:
@@ -108,7 +116,8 @@ def identify(raw: Bytes) -> BlockFile:
         raise Rejected("size")
     if _checksum(data.data) != checksum:
         raise Rejected("checksum")
-    block = Block.of(BlockHash(parent), data[: 4 * num_tokens].tobytes())
+    named = Block.checkpoint_after if is_checkpoint else Block.of
+    block = named(BlockHash(parent), data[: 4 * num_tokens].tobytes())
     if block.hash.hex() != name:
         raise Rejected("tokens")
     return BlockFile(block, BlockHash(fingerprint), raw.size, checksum)
@@ -116,18 +125,22 @@ def identify(raw: Bytes) -> BlockFile:
 
 def _header(block: Block, spec: KVSpec, checksum: bytes) -> bytes:
     """The length word and the padded header of the one file that may hold this block."""
+    if block.is_checkpoint:
+        about, layout = CHECKPOINT_FORMAT, {"states": describe_states(spec.states)}
+    else:
+        about, layout = FORMAT, {"groups": describe_groups(spec.groups)}
     tensors: dict[str, object] = {
         "__metadata__": {
-            "format": FORMAT,
+            "format": about,
             "fingerprint": spec.fingerprint.hex(),
             "hash": block.hash.hex(),
             "parent": block.parent.hex(),
-            "groups": describe_groups(spec.groups),
+            **layout,
             "data_xxh3_128": checksum.hex(),
         },
         "token_ids": _tensor("I32", [block.num_tokens], 0, len(block.tokens)),
     }
-    for slot in spec.slots(block.num_tokens):
+    for slot in spec.slots_of(block):
         begin = len(block.tokens) + slot.offset
         tensors[slot.name] = _tensor(slot.dtype, slot.shape, begin, slot.nbytes)
     text = _compact(tensors).encode()
@@ -141,6 +154,10 @@ def _tensor(dtype: str, shape: Sequence[int], begin: int, nbytes: int) -> dict[s
 
 def describe_groups(groups: Sequence[LayerGroup]) -> str:
     return _compact([asdict(group) for group in groups])
+
+
+def describe_states(states: Sequence[StateFormat]) -> str:
+    return _compact([asdict(state) for state in states])
 
 
 def _compact(value: object) -> str:
@@ -181,6 +198,6 @@ def _difference(found: bytes, expected: bytes) -> str:
     changed = {key for key in expected_about if about.get(key) != expected_about[key]}
     if "fingerprint" in changed:
         return "fingerprint"
-    if "groups" in changed or theirs != ours:
+    if changed & {"groups", "states"} or theirs != ours:
         return "shape"
     return "tokens" if changed & {"hash", "parent"} else "header"

@@ -24,6 +24,8 @@ class Gone:
         self._partial: dict[BlockHash, dict[BlockHash, int]] = {}
 
     def note(self, block: Block, loss: Loss) -> None:
+        if block.is_checkpoint:
+            return  # no token is lost with it
         with self._lock:
             self._drop(block.hash)
             self._losses[block.hash] = block.parent, loss

@@ -1,5 +1,7 @@
 """A head: one conversation of an agent, as a chain of blocks and how far into its last one.
 
+Beside its chain it has checkpoints: each is of the chain's first so many tokens, its position.
+
 Knows how conversations compare, to the token, and how one is cut.  Knows nothing of who else there
 is.  Values only, any thread.
 
@@ -21,7 +23,8 @@ Turn = tuple[int, int]
 @dataclass(frozen=True, slots=True)
 class Head:
     """`ordinal` is logical and this version's own: the newest of all heads has the highest.
-    `first`: that of its first version.  `last_used`: wall seconds, to show to people only."""
+    `first`: that of its first version.  `last_used`: wall seconds, to show to people only.
+    `checkpoints` has them by position."""
 
     ordinal: int
     first: int
@@ -30,11 +33,21 @@ class Head:
     num_tokens: int
     turns: tuple[Turn, ...]
     last_used: float
+    checkpoints: Chain = ()
 
     @property
     def id(self) -> str:
         """Stays while the conversation goes on."""
         return str(self.first)
+
+    @property
+    def blocks(self) -> Chain:
+        """All that it owns."""
+        return self.chain + self.checkpoints
+
+    @property
+    def pieces(self) -> tuple[Chain, ...]:
+        return pieces(self.chain, self.checkpoints)
 
     def begins(self, other: "Head") -> bool:
         return self.agrees(other) == self.num_tokens
@@ -51,7 +64,21 @@ class Head:
         assert 0 < num_tokens <= self.num_tokens
         chain = self.chain[: -(-num_tokens // BLOCK_TOKENS)]
         turns = turns_within(self.turns, num_tokens)
-        return replace(self, chain=chain, num_tokens=num_tokens, turns=turns)
+        cut = replace(self, chain=chain, num_tokens=num_tokens, turns=turns, checkpoints=())
+        return cut.with_checkpoints(self.checkpoints)
+
+    def with_checkpoints(self, checkpoints: Iterable[Block]) -> "Head":
+        """With just those of them that lie in it."""
+        found = positions(self.fingerprint, self.chain, checkpoints)
+        lie_in_it = tuple(found[at] for at in sorted(found) if at <= self.num_tokens)
+        return replace(self, checkpoints=lie_in_it)
+
+    def without(self, block: Block) -> "Head | None":
+        """What is left of it when this one of its blocks or checkpoints is gone."""
+        if block.is_checkpoint:
+            return self.with_checkpoints(c for c in self.checkpoints if c != block)
+        length = self.chain.index(block)
+        return self.cut(BLOCK_TOKENS * length) if length else None
 
     def check(self) -> None:
         assert self.chain and 0 < self.first <= self.ordinal
@@ -60,11 +87,36 @@ class Head:
         assert [block.parent for block in self.chain] == parents[:-1]
         assert 0 < self.num_tokens - num_tokens(self.chain[:-1]) <= self.chain[-1].num_tokens
         assert self.turns == turns_within(self.turns, self.num_tokens)
+        assert self == self.with_checkpoints(self.checkpoints)
+        assert not any(block.is_checkpoint for block in self.chain)
+
+
+def pieces(chain: Chain, checkpoints: Iterable[Block]) -> tuple[Chain, ...]:
+    """Each checkpoint as a chain of one, and the chain."""
+    return (*((checkpoint,) for checkpoint in checkpoints), chain)
 
 
 def num_tokens(chain: Sequence[Block]) -> int:
     """Of a chain in which every block but the last is full."""
     return BLOCK_TOKENS * (len(chain) - 1) + chain[-1].num_tokens if chain else 0
+
+
+def positions(
+    fingerprint: BlockHash, chain: Sequence[Block], checkpoints: Iterable[Block]
+) -> dict[int, Block]:
+    """Which of the checkpoints are of the first so many tokens of the chain."""
+    found = dict[int, Block]()
+    if offered := tuple(checkpoints):
+        starts = {block.hash: BLOCK_TOKENS * n for n, block in enumerate(chain, 1)}
+        starts[fingerprint] = 0
+        following = {block.parent: block.tokens for block in chain}
+        for checkpoint in offered:
+            assert checkpoint.is_checkpoint
+            start = starts.get(checkpoint.parent)
+            same = following.get(checkpoint.parent, b"").startswith(checkpoint.tokens)
+            if start is not None and same:
+                found[start + checkpoint.num_tokens] = checkpoint
+    return found
 
 
 def shared_tokens(a: Sequence[Block], b: Sequence[Block]) -> int:

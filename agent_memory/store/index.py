@@ -22,7 +22,7 @@ Statement = tuple[str, tuple[bytes | str | int | float, ...]]
 
 _BUSY_S = 0.25  # nobody else writes here, unless a person looks with a tool of theirs
 _LOOK_BUSY_S = 5.0
-_TOKENS_BYTES = range(4, 4 * BLOCK_TOKENS + 1, 4)
+_TOKENS_BYTES = range(0, 4 * BLOCK_TOKENS + 1, 4)
 _CLOCKS = range(1 << 62)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS blocks (
@@ -32,8 +32,8 @@ CREATE TABLE IF NOT EXISTS blocks (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS heads (
     ordinal INTEGER PRIMARY KEY, first INTEGER NOT NULL, agent TEXT NOT NULL,
-    fingerprint BLOB NOT NULL, chain BLOB NOT NULL, num_tokens INTEGER NOT NULL,
-    turns BLOB NOT NULL, last_used REAL NOT NULL
+    fingerprint BLOB NOT NULL, chain BLOB NOT NULL, checkpoints BLOB NOT NULL,
+    num_tokens INTEGER NOT NULL, turns BLOB NOT NULL, last_used REAL NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS agents (
     agent TEXT PRIMARY KEY, pinned INTEGER NOT NULL, bytes_written INTEGER NOT NULL
@@ -54,6 +54,7 @@ class HeadRow:
     agent: str
     fingerprint: BlockHash
     chain: tuple[BlockHash, ...]
+    checkpoints: tuple[BlockHash, ...]
     num_tokens: int
     turns: tuple[Turn, ...]
     last_used: float
@@ -92,8 +93,7 @@ class Index:
             block_hash, parent, tokens, *rest, used, read = row
             if len(parent) != HASH_BYTES or len(tokens) not in _TOKENS_BYTES:
                 continue
-            block = Block.of(parent, tokens)
-            if block.hash == block_hash:
+            if block := _named(block_hash, parent, tokens):
                 yield BlockFile(block, *rest), used, read
 
     def last_clock(self) -> int:
@@ -107,15 +107,16 @@ class Index:
 
     def heads(self) -> Iterator[HeadRow]:
         """Oldest first."""
-        columns = "ordinal, first, agent, fingerprint, num_tokens, last_used, chain, turns"
-        for row in self._db.execute(f"SELECT {columns} FROM heads ORDER BY ordinal"):
-            ordinal, first, agent, fingerprint, num_tokens, last_used, chain, turns = row
+        columns = "ordinal, first, agent, fingerprint, chain, checkpoints, num_tokens"
+        sql = f"SELECT {columns}, turns, last_used FROM heads ORDER BY ordinal"
+        for row in self._db.execute(sql):
+            ordinal, first, agent, fingerprint, chain, checkpoints, num_tokens, *rest = row
             if not isinstance(agent, str) or min(ordinal, first, num_tokens) < 1:
                 raise ValueError(f"head {ordinal} is none")
-            hashes = tuple(chain[at : at + HASH_BYTES] for at in range(0, len(chain), HASH_BYTES))
+            turns, last_used = rest
             yield HeadRow(
-                *(ordinal, first, agent, fingerprint, hashes, num_tokens),
-                *(_turns(turns), float(last_used)),
+                *(ordinal, first, agent, fingerprint, _hashes(chain), _hashes(checkpoints)),
+                *(num_tokens, _turns(turns), float(last_used)),
             )
 
     def agents(self) -> Iterator[tuple[str, bool, int]]:
@@ -221,16 +222,33 @@ def drop_all_agents() -> list[Statement]:
 
 
 def _put_head(agent_id: str, head: Head) -> Statement:
-    """A version of a head never changes but by being cut."""
+    """A version of a head never changes but by being cut or by losing checkpoints."""
     sql = (
-        "INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-        " chain = excluded.chain, num_tokens = excluded.num_tokens, turns = excluded.turns"
-        " WHERE num_tokens != excluded.num_tokens"
+        "INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+        " chain = excluded.chain, checkpoints = excluded.checkpoints,"
+        " num_tokens = excluded.num_tokens, turns = excluded.turns"
+        " WHERE num_tokens != excluded.num_tokens OR checkpoints != excluded.checkpoints"
     )
     chain = b"".join(block.hash for block in head.chain)
+    checkpoints = b"".join(block.hash for block in head.checkpoints)
     turns = np.array(head.turns, "<i8").tobytes()
-    row = (head.fingerprint, chain, head.num_tokens, turns, head.last_used)
+    row = (head.fingerprint, chain, checkpoints, head.num_tokens, turns, head.last_used)
     return sql, (head.ordinal, head.first, agent_id, *row)
+
+
+def _named(block_hash: bytes, parent: BlockHash, tokens: bytes) -> Block | None:
+    """The block or the checkpoint of these tokens, whichever has that name."""
+    if tokens and (block := Block.of(parent, tokens)).hash == block_hash:
+        return block
+    if len(tokens) == 4 * BLOCK_TOKENS:
+        return None
+    checkpoint = Block.checkpoint_after(parent, tokens)
+    return checkpoint if checkpoint.hash == block_hash else None
+
+
+def _hashes(raw: bytes) -> tuple[BlockHash, ...]:
+    """Names one after another."""
+    return tuple(BlockHash(raw[at : at + HASH_BYTES]) for at in range(0, len(raw), HASH_BYTES))
 
 
 def _turns(raw: bytes) -> tuple[Turn, ...]:

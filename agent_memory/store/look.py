@@ -33,7 +33,7 @@ class Amount:
 
 @dataclass(frozen=True, slots=True)
 class AgentSeen:
-    """`own`: blocks that no other agent has in mind; `shared`: the others."""
+    """`own`: files that no other agent has in mind; `shared`: the others."""
 
     agent: Agent
     own: Amount
@@ -42,8 +42,8 @@ class AgentSeen:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """`models`: blocks by fingerprint.  `unowned`: of no agent.  `set_aside`: whole stores of other
-    versions."""
+    """`blocks`: files, also of checkpoints.  `models`: those by fingerprint.  `unowned`: of no
+    agent.  `set_aside`: whole stores of other versions."""
 
     agents: list[AgentSeen]
     blocks: Amount
@@ -67,7 +67,7 @@ def look(state: StateDir) -> Seen:
     """What the index says.  Raises StateDirError."""
     catalog, agents = _read(state)
     everybody = agents.all()
-    owned = {agent.id: {b.hash for head in agent.heads for b in head.chain} for agent in everybody}
+    owned = {agent.id: agent.owned() for agent in everybody}
     num_owners = Counter(block_hash for hashes in owned.values() for block_hash in hashes)
     blocks, unowned, models = Amount(), Amount(), dict[BlockHash, Amount]()
     for file in catalog.files():

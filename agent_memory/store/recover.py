@@ -23,7 +23,7 @@ from agent_memory.store.heads import Head, num_tokens
 from agent_memory.store.index import HeadRow, Index, Statement
 from agent_memory.store.state_dir import BLOCK_SUFFIX, StateDir, private_folder
 
-VERSION = b"2\n"
+VERSION = b"3\n"
 
 log = structlog.get_logger(__name__)
 
@@ -217,7 +217,9 @@ def _present(catalog: Catalog, row: HeadRow) -> Head | None:
     parent = row.fingerprint
     for block_hash in row.chain:
         file = catalog.file(block_hash)
-        if file is None or file.block.parent != parent or not all(b.full for b in chain[-1:]):
+        if file is None or file.block.is_checkpoint or file.block.parent != parent:
+            break
+        if not all(block.full for block in chain[-1:]):
             break
         chain.append(file.block)
         parent = block_hash
@@ -227,7 +229,9 @@ def _present(catalog: Catalog, row: HeadRow) -> Head | None:
         *(row.ordinal, min(row.first, row.ordinal), row.fingerprint, tuple(chain)),
         *(num_tokens(chain), row.turns, row.last_used),
     )
-    return head.cut(min(row.num_tokens, head.num_tokens))
+    files = filter(None, map(catalog.file, row.checkpoints))
+    checkpoints = (file.block for file in files if file.block.is_checkpoint)
+    return head.with_checkpoints(checkpoints).cut(min(row.num_tokens, head.num_tokens))
 
 
 def _all_agents(agents: Agents) -> list[Statement]:

@@ -56,7 +56,7 @@ def collect(state: StateDir, *, dry_run: bool) -> Collected:
     """Delete what no agent has in mind, what was quarantined and what was set aside."""
     index, catalog, agents = recover(state, Metrics())
     with closing(index):
-        owned = {b.hash for agent in agents.all() for head in agent.heads for b in head.chain}
+        owned = {block_hash for agent in agents.all() for block_hash in agent.owned()}
         unowned = [file for file in catalog.files() if file.block.hash not in owned]
         folders = sorted(state.path.glob("set-aside-*"))
         collected = Collected(

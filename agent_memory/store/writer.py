@@ -30,7 +30,7 @@ from agent_memory.store.block_files import BlockFiles
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.complaints import Complaints, trace
 from agent_memory.store.eviction import Eviction
-from agent_memory.store.format import BlockFile
+from agent_memory.store.format import BlockFile, size_of_file
 from agent_memory.store.index import Index, Statement
 from agent_memory.store.jobs import (
     Barrier,
@@ -51,8 +51,6 @@ IDLE_S, REST_S = 1.0, 600.0
 """Between two files read while idle, and until it is asked again whether there is one."""
 SCRUB_DAYS = 7
 """Each file is read about once in so many days on which the server runs."""
-BESIDES_BYTES = 4096
-"""At most what a file holds besides its payload: header and token ids."""
 
 
 class Writer:
@@ -204,7 +202,7 @@ class Writer:
         return new_day
 
     def _make_room(self, jobs: list[Job]) -> None:
-        coming = sum(job.payload.nbytes + BESIDES_BYTES for job in self._wanted(jobs))
+        coming = sum(size_of_file(job.block, job.spec) for job in self._wanted(jobs))
         if lack := self._budget.lack(self._catalog.disk_bytes, coming):
             self._evict(jobs, self._eviction.make_room(lack.num_bytes), lack.reason)
 

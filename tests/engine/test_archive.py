@@ -99,6 +99,7 @@ BLOCKS = manifest().blocks
         {"heads": ()},
         {"heads": manifest().heads * 5},
         {"heads": (ArchivedHead(600, (), (*HASHES[:2], HASHES[1])),)},
+        {"heads": (ArchivedHead(600, (), tuple(HASHES), (BlockHash(bytes(32)),)),)},
         {"heads": (ArchivedHead(769, (), tuple(HASHES)),)},
         {"heads": (ArchivedHead(512, (), tuple(HASHES)),)},
         {"heads": (ArchivedHead(600, ((0, 40),), tuple(HASHES)),)},
@@ -131,7 +132,7 @@ def test_a_manifest_that_is_something_else_is_refused(text: bytes) -> None:
 
 
 def test_another_format_is_named_so() -> None:
-    other = manifest().head().replace(b"agent-memory-export/1", b"agent-memory-export/2")
+    other = manifest().head().replace(b"agent-memory-export/2", b"agent-memory-export/3")
     text = other[512 : 512 + other[512:].index(b"\0")]
     checksum = xxh3_128_hexdigest(text).encode()
     head = archive.member(archive.MANIFEST, text) + archive.member(archive.CHECKSUM, checksum)

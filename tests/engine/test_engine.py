@@ -86,10 +86,13 @@ async def ask(
     stop: tuple[str, ...] = (),
     priority: Priority = Priority.INTERACTIVE,
     under_way: asyncio.Event | None = None,
+    stable_tokens: int = 0,
 ) -> Answer:
     """`under_way`: set when 100 tokens have been generated."""
     tokens = prompt if isinstance(prompt, tuple) else await tokenized(engine, prompt)
-    request = GenerateRequest(f"r{id(tokens)}", agent, tokens, GREEDY, max_tokens, stop, priority)
+    request = GenerateRequest(
+        f"r{id(tokens)}", agent, tokens, GREEDY, max_tokens, stop, priority, stable_tokens
+    )
     texts, started = [], None
     async with aclosing(engine.generate(request)) as events:
         async for event in events:

@@ -6,7 +6,9 @@ that follows it; other steps round otherwise, which now and then moves a number 
 bucket, and a random model makes much of that.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from agent_memory.block import BLOCK_TOKENS
+from agent_memory.kvcache import states
 from agent_memory.kvcache.run import RunBuilder
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.model.runner import Job, Runner
@@ -30,6 +33,11 @@ FAMILIES = {
     "gemma4": "mixed",
     "deepseek_v2": "mixed",
     "deepseek_v3": "handed",
+    "qwen3_next": "split",
+    "qwen3_5": "split",
+    "lfm2": "split",
+    "falcon_h1": "split",
+    "jamba": "split",
 }
 """And how the probe finds that each is to be run."""
 ROUNDING = 1e-4
@@ -74,6 +82,7 @@ class Talk:
     tokens: list[int]
     logits: list[mx.array] = field(default_factory=list)
     payloads: list[Payload] = field(default_factory=list)
+    checkpoints: dict[int, Payload] = field(default_factory=dict)
 
     def job(self, count: int) -> Job:
         return Job(self.kv, self.tokens[self.kv.length : self.kv.length + count], count)
@@ -83,6 +92,9 @@ class Talk:
             start = BLOCK_TOKENS * len(self.payloads)
             self.payloads.append(self.kv.copy_out(start, start + BLOCK_TOKENS))
             self.kv.release(start + BLOCK_TOKENS)
+        for length in list(self.kv.marks):
+            marked = self.kv.marks.pop(length)
+            self.checkpoints[length] = states.copy_out(self.kv.spec, marked)
 
     def go_on(self, *sizes: int) -> "Talk":
         for size in sizes:
@@ -93,7 +105,7 @@ class Talk:
         return self
 
     def restored(self, length: int | None = None) -> "Talk":
-        """The same memory, through payloads; `length`: only so much of it."""
+        """The same memory, through payloads; `length`: only so much of it, and that was marked."""
         done = BLOCK_TOKENS * len(self.payloads)
         blocks = list(self.payloads)
         if self.kv.length > done:
@@ -104,6 +116,10 @@ class Talk:
             start, size = n * BLOCK_TOKENS, min(BLOCK_TOKENS, self.kv.length - n * BLOCK_TOKENS)
             if start < length:
                 builder.write(start, min(size, length - start), size, payload)
+        if length == self.kv.length:
+            builder.write_checkpoint(states.copy_out(self.kv.spec, self.kv.states))
+        elif self.kv.spec.states:
+            builder.write_checkpoint(self.checkpoints[length])
         kv = SequenceKV(self.kv.spec, builder.finish())
         return Talk(self.runner, kv, self.tokens, [], blocks[: length // BLOCK_TOKENS])
 
@@ -112,8 +128,8 @@ class Talk:
         return mx.concatenate(self.logits)
 
 
-def talk(runner: Runner, tokens: list[int]) -> Talk:
-    return Talk(runner, SequenceKV(runner.spec), tokens)
+def talk(runner: Runner, tokens: list[int], marked_at: Sequence[int] = ()) -> Talk:
+    return Talk(runner, SequenceKV(runner.spec, marked_at=marked_at), tokens)
 
 
 def far(a: mx.array, b: mx.array) -> float:
@@ -187,12 +203,18 @@ def test_restored_in_the_middle_is_cold(family: str, lengths: tuple[int, ...]) -
     Also where the end lies far behind, so that windows have moved on.
     """
     runner, tokens = runner_of(family, None), text(700)
-    kept = talk(runner, tokens).go_on(256, 256, *[1] * 40)
+    kept = talk(runner, tokens, lengths).go_on(*sizes_over(lengths))
     for length in lengths:
         back = kept.restored(length)
         back.tokens = tokens[:length] + text(100, seed=length)
         want = plain(runner, back.tokens)[length:]
         assert far(back.go_on(60, *[1] * 40).all_logits, want) < ROUNDING, length
+
+
+def sizes_over(lengths: Sequence[int]) -> list[int]:
+    """Chunks that end at each of them, then decoding to token 552."""
+    ends = sorted({*lengths, 256, 512} & set(range(513)))
+    return [end - start for start, end in pairwise([0, *ends])] + [1] * 40
 
 
 def sizes_to(length: int) -> list[int]:

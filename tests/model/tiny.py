@@ -1,23 +1,32 @@
 """Tiny random models of mlx-lm's own classes, their weights spread enough to have opinions."""
 
+import json
+import shutil
+from pathlib import Path
 from types import ModuleType
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import (
     deepseek_v2,
     deepseek_v3,
+    falcon_h1,
     gemma2,
     gemma3_text,
     gemma4_text,
     gpt_oss,
+    jamba,
+    lfm2,
     llama,
     openelm,
     qwen3,
+    qwen3_5,
     qwen3_moe,
+    qwen3_next,
 )
 
+from agent_memory import builtin
 from agent_memory.kvcache import attention
 from agent_memory.model import probe
 from agent_memory.model.probe import Proven
@@ -36,6 +45,16 @@ COMMON: dict[str, object] = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": True,
     "max_position_embeddings": 4096,
+}
+DELTA_NET: dict[str, object] = {
+    "num_hidden_layers": 4,
+    "full_attention_interval": 2,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_conv_kernel_dim": 4,
+    "partial_rotary_factor": 0.5,
 }
 KINDS: dict[str, tuple[ModuleType, dict[str, object]]] = {
     "llama": (llama, {}),
@@ -131,6 +150,62 @@ KINDS: dict[str, tuple[ModuleType, dict[str, object]]] = {
             "norm_topk_prob": True,
         },
     ),
+    # Gated delta nets, the last layers' attention; and the same with experts.
+    "qwen3_5": (qwen3_5, {**DELTA_NET}),
+    "qwen3_next": (
+        qwen3_next,
+        {
+            **DELTA_NET,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "decoder_sparse_step": 1,
+            "shared_expert_intermediate_size": 64,
+            "moe_intermediate_size": 64,
+            "mlp_only_layers": [],
+        },
+    ),
+    # Short convolutions, also behind the last attention.
+    "lfm2": (
+        lfm2,
+        {
+            "num_hidden_layers": 4,
+            "norm_eps": 1e-5,
+            "conv_bias": False,
+            "conv_L_cache": 3,
+            "block_dim": 128,
+            "block_ff_dim": 256,
+            "block_multiple_of": 64,
+            "block_ffn_dim_multiplier": 1.0,
+            "block_auto_adjust_ff_dim": False,
+            "full_attn_idxs": [1, 2],
+        },
+    ),
+    # Mamba and attention side by side in every layer, so two caches each.
+    "falcon_h1": (
+        falcon_h1,
+        {
+            "mamba_d_ssm": 128,
+            "mamba_d_head": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_state": 16,
+            "attention_in_multiplier": 1.0,
+        },
+    ),
+    "jamba": (
+        jamba,
+        {
+            "num_hidden_layers": 4,
+            "attn_layer_offset": 1,
+            "attn_layer_period": 2,
+            "expert_layer_offset": 1,
+            "expert_layer_period": 2,
+            "mamba_d_conv": 4,
+            "mamba_d_state": 16,
+            "mamba_expand": 2,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+    ),
     # Attention written out in the model itself.
     "gemma2": (gemma2, {}),
     # Latent attention.
@@ -157,11 +232,29 @@ KINDS: dict[str, tuple[ModuleType, dict[str, object]]] = {
 }
 
 
+def config(kind: str, **over: object) -> dict[str, object]:
+    return {"model_type": kind, **COMMON, **KINDS[kind][1], **over}
+
+
 def build(kind: str, dtype: mx.Dtype = mx.float32, **over: object) -> Module:
-    module, own = KINDS[kind]
-    args = module.ModelArgs.from_dict({"model_type": kind, **COMMON, **own, **over})
+    module, _ = KINDS[kind]
+    args = module.ModelArgs.from_dict(config(kind, **over))
     model: Module = module.Model(args)
     return randomize(model, dtype)
+
+
+def save(kind: str, folder: Path, chat_template: str | None = None) -> Path:
+    """As a folder that can be served, with the built-in tokenizer."""
+    shutil.copytree(builtin.PATH, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    facts = config(kind, vocab_size=2048, eos_token_id=2, pad_token_id=3)
+    (folder / "config.json").write_text(json.dumps(facts))
+    if chat_template:
+        told = json.loads((folder / "tokenizer_config.json").read_text())
+        told["chat_template"] = chat_template
+        (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    weights = dict(tree_flatten(build(kind, vocab_size=2048).parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
+    return folder
 
 
 def randomize(model: Module, dtype: mx.Dtype = mx.float32) -> Module:

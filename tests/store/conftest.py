@@ -1,6 +1,6 @@
 """A small model's spec, payloads that follow from the block's hash, and stores that get closed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from agent_memory.block import Block, BlockHash
-from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
+from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, chain, token_bytes
+from agent_memory.kv_spec import KVSpec, LayerGroup, StateFormat, TensorFormat
 from agent_memory.metrics import Metrics
 from agent_memory.store.block_store import BlockStore
 from agent_memory.store.limits import Limits
@@ -19,6 +19,7 @@ NO_LIMITS = Limits(1 << 60, 0, None, None, free_bytes=lambda path: 1 << 60)
 """Not even that of the disk itself: writing finds that out."""
 
 PayloadOf = Callable[[Block], npt.NDArray[np.uint8]]
+CheckpointAt = Callable[[Sequence[int], int], Block]
 
 
 @pytest.fixture
@@ -29,14 +30,28 @@ def spec() -> KVSpec:
         LayerGroup("full", (0, 2), 1, packed, packed),
         LayerGroup("window", (1,), 2, dense, dense, window=128),
     )
-    return KVSpec(groups, "small")
+    states = (StateFormat(3, 0, (2, 48), "BF16"), StateFormat(3, 1, (4, 8, 8), "F32"))
+    return KVSpec(groups, "small", states)
+
+
+@pytest.fixture
+def checkpoint_at(spec: KVSpec) -> CheckpointAt:
+    """Of the first so many of these tokens."""
+
+    def checkpoint(tokens: Sequence[int], end: int) -> Block:
+        start = end // BLOCK_TOKENS * BLOCK_TOKENS
+        blocks = chain(spec.fingerprint, tokens[:start])
+        parent = blocks[-1].hash if blocks else spec.fingerprint
+        return Block.checkpoint_after(parent, token_bytes(tokens[start:end]))
+
+    return checkpoint
 
 
 @pytest.fixture
 def payload_of(spec: KVSpec) -> PayloadOf:
     def payload(block: Block) -> npt.NDArray[np.uint8]:
         random = np.random.default_rng(list(block.hash))
-        return random.integers(0, 256, spec.payload_bytes(block.num_tokens), np.uint8)
+        return random.integers(0, 256, spec.bytes_of(block), np.uint8)
 
     return payload
 

@@ -22,6 +22,13 @@ def spell(text: str, root: BlockHash = ROOT) -> tuple[Block, ...]:
     return tuple(chain(root, tokens))
 
 
+def checkpoint_at(conversation: tuple[Block, ...], end: int) -> Block:
+    block = conversation[end // N] if end % N else conversation[end // N - 1]
+    if end % N:
+        return Block.checkpoint_after(block.parent, block.tokens[: 4 * (end % N)])
+    return Block.checkpoint_after(block.hash, b"")
+
+
 def heads(agents: Agents, agent_id: str = "a") -> list[tuple[Block, ...]]:
     agent = agents.get(agent_id)
     return [head.chain for head in agent.heads] if agent else []
@@ -286,7 +293,11 @@ def test_random_lives_keep_the_rules() -> None:
                 with suppress(Conflict):
                     agents.fork(agent_id, rng.choice("xyz"), None, 0.0)
             case _:
-                agents.record(agent_id, ROOT, conversation, 0.0, (rng.randrange(600), N))
+                ends = rng.choices(range(1, num_tokens(conversation) + 1), k=3)
+                own = tuple(checkpoint_at(conversation, end) for end in ends)
+                turn = rng.randrange(600), N
+                changed = agents.record(agent_id, ROOT, conversation, 0.0, turn, own)
+                assert set(own) <= set(changed.agent.heads[0].checkpoints)
                 head = the_head(agents, agent_id)
                 assert min(shared_tokens(conversation, head.chain), head.num_tokens) == num_tokens(
                     conversation

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load
 
 from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, chain, token_bytes
-from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
+from agent_memory.kv_spec import KVSpec, LayerGroup, StateFormat, TensorFormat
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import (
     MAX_HEADER_BYTES,
@@ -21,8 +21,10 @@ from agent_memory.store.format import (
     Rejected,
     decode,
     describe_groups,
+    describe_states,
     encode,
     identify,
+    size_of_file,
 )
 
 DOC = Path(__file__).parents[2] / "docs" / "format.md"
@@ -73,12 +75,74 @@ def test_the_bytes_in_the_document_are_the_bytes_written() -> None:
         LayerGroup("full", (0, 1), 8, PACKED, PACKED),
         LayerGroup("window", (2, 3), 4, DENSE, DENSE, window=1024),
         LayerGroup("latent", (0, 1), 1, TensorFormat(512, "BF16"), DENSE),
-        LayerGroup("recurrent", (4, 5), 16, TensorFormat(128, "F32"), TensorFormat(4, "BF16")),
     ],
     ids=lambda group: group.kind,
 )
 def test_every_kind_of_group_is_documented_as_it_is_written(group: LayerGroup) -> None:
     assert describe_groups([group]) in DOC.read_text()
+
+
+def test_the_header_of_a_checkpoint_in_the_document_is_the_one_written() -> None:
+    shown = re.search(r"```checkpoint\n(.*?)```", DOC.read_text(), re.DOTALL)
+    assert shown is not None
+    text = shown[1].replace("\n", "").encode()
+
+    groups = (LayerGroup("full", (0,), 1, F16, F16),)
+    states = (StateFormat(1, 0, (3, 2), "F16"), StateFormat(1, 1, (2,), "F32"))
+    spec = KVSpec(groups, "example", states)
+    checkpoint = Block.checkpoint_after(spec.fingerprint, token_bytes([1, 2, 3]))
+    raw = file_of(checkpoint, np.arange(1, 21, dtype=np.uint8), spec)[1]
+    assert raw[8:0x2C0] == text.ljust(0x2C0 - 8) and len(raw) == 0x2C0 + 12 + 20
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, BLOCK_TOKENS - 1])
+def test_round_trip_of_a_checkpoint(tmp_path: Path, spec: KVSpec, num_tokens: int) -> None:
+    checkpoint = Block.checkpoint_after(spec.fingerprint, token_bytes(range(num_tokens)))
+    payload = np.arange(spec.state_bytes).astype(np.uint8)
+    file, raw = file_of(checkpoint, payload, spec)
+    assert identify(array(raw)) == file and size_of_file(checkpoint, spec) == len(raw)
+    assert decode(array(raw), file, spec).tobytes() == payload.tobytes()
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(raw)
+    with safe_open(path, "numpy") as opened:
+        assert opened.metadata()["states"] == describe_states(spec.states)
+        assert opened.get_tensor("token_ids").tolist() == [*range(num_tokens)]
+        wide = spec.state_slots[0]
+        np.testing.assert_array_equal(opened.get_tensor(wide.name), wide.view(payload))
+    read = mx.load(str(path))
+    assert isinstance(read, dict) and read.pop("token_ids").tolist() == [*range(num_tokens)]
+    shapes = {name: tensor.shape for name, tensor in read.items()}
+    assert shapes == {slot.name: slot.shape for slot in spec.state_slots}
+
+
+def test_a_checkpoint_is_no_block_of_the_same_tokens(spec: KVSpec, block: Block) -> None:
+    checkpoint = Block.checkpoint_after(block.parent, block.tokens)
+    file, raw = file_of(checkpoint, np.zeros(spec.state_bytes, np.uint8), spec)
+    assert refusal(raw, replace(file, block=block), spec) == "size"
+    assert relabelled(raw, "checkpoint", "block") == "tokens"
+    for num_tokens, reason in ((100, "tokens"), (BLOCK_TOKENS, "header")):
+        other = chain(spec.fingerprint, range(1000, 1000 + num_tokens))[0]
+        zeros = np.zeros(spec.payload_bytes(num_tokens), np.uint8)
+        assert relabelled(file_of(other, zeros, spec)[1], "block", "checkpoint") == reason
+
+
+def relabelled(raw: bytes, old: str, new: str) -> str:
+    """Why a file whose header says that it is the other kind is not identified."""
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = raw[8:start].replace(f"memory-{old}/1".encode(), f"memory-{new}/1".encode())
+    assert header != raw[8:start]
+    with pytest.raises(Rejected) as caught:
+        identify(array(len(header).to_bytes(8, "little") + header + raw[start:]))
+    return caught.value.reason
+
+
+def test_other_states_are_another_shape(spec: KVSpec) -> None:
+    checkpoint = Block.checkpoint_after(spec.fingerprint, b"")
+    file, raw = file_of(checkpoint, np.zeros(spec.state_bytes, np.uint8), spec)
+    for old, new in ((b"[2,48]", b"[4,24]"), (rb"\"index\":1", rb"\"index\":2")):
+        assert old in raw and refusal(raw.replace(old, new), file, spec) == "shape"
+    other = replace(spec, states=(replace(spec.states[0], shape=(48, 2)), spec.states[1]))
+    assert refusal(raw, file, other) == "fingerprint"
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 100, BLOCK_TOKENS])

@@ -243,12 +243,12 @@ def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(
     assert opener.metric("restore_rejected_total", reason="size") == 1
 
 
-@pytest.mark.parametrize("version", [b"1\n", b"", None], ids=repr)
+@pytest.mark.parametrize("version", [b"2\n", b"", None], ids=repr)
 def test_a_store_of_another_version_is_set_aside_whole(
     opener: Opener, blocks: list[Block], version: bytes | None
 ) -> None:
     path = opener.path / "VERSION"
-    assert path.read_bytes() == b"2\n"
+    assert path.read_bytes() == b"3\n"
     path.unlink()
     if version is not None:
         path.write_bytes(version)

@@ -1,0 +1,268 @@
+"""What a head has, checkpoints too, out of one store and into another; and nothing else."""
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent_memory.block import Block, BlockHash, chain, token_bytes
+from agent_memory.engine import archive
+from agent_memory.engine.agent_verbs import AgentVerbs
+from agent_memory.engine.agent_views import AgentViews
+from agent_memory.engine.archive import ArchivedBlock, ArchivedHead, ArchiveReader, Manifest
+from agent_memory.engine.mailbox import Mailbox
+from agent_memory.engine.transfer import Export, Model, Transfer
+from agent_memory.errors import BadRequest
+from agent_memory.kv_spec import KVSpec
+from agent_memory.kvcache.block_pool import BlockPool
+from agent_memory.store.files import Bytes
+from agent_memory.store.format import encode
+from tests.store.conftest import CheckpointAt, Opener, PayloadOf
+
+TOKENS = range(600)
+ENDS = (100, 256, 300, 512, 600)
+VOCAB_SIZE = 10_000
+InPool = Callable[[Block], Bytes | None]
+
+
+@pytest.fixture
+def model(spec: KVSpec) -> Model:
+    return Model("small", spec, VOCAB_SIZE)
+
+
+@pytest.fixture
+def blocks(spec: KVSpec) -> list[Block]:
+    return chain(spec.fingerprint, TOKENS)
+
+
+@pytest.fixture
+def checkpoints(checkpoint_at: CheckpointAt) -> list[Block]:
+    return [checkpoint_at(TOKENS, end) for end in ENDS]
+
+
+@pytest.fixture
+def other(tmp_path: Path, spec: KVSpec, payload_of: PayloadOf) -> Iterator[Opener]:
+    """A store elsewhere."""
+    other = Opener(tmp_path / "other", spec, payload_of)
+    other.open()
+    yield other
+    other.close()
+
+
+def remember(opener: Opener, blocks: Sequence[Block], checkpoints: Sequence[Block]) -> None:
+    assert all(opener.put(*blocks, *checkpoints))
+    opener.store.record("ann", opener.spec.fingerprint, blocks, (20, 600), checkpoints)
+    assert opener.store.flush(5)
+
+
+def nowhere(block: Block) -> None:
+    return None
+
+
+def exported(opener: Opener, model: Model, in_pool: InPool = nowhere) -> bytes:
+    with closing(Export(opener.store.agents.known("ann"), model, opener.store)) as export:
+        export.hold(in_pool)
+        raw = asyncio.run(whole(export))
+        assert len(raw) == export.num_bytes
+    assert not list((opener.path / "tmp").iterdir())
+    return raw
+
+
+async def whole(export: Export) -> bytes:
+    return b"".join([chunk async for chunk in export.chunks()])
+
+
+def imported(opener: Opener, model: Model, raw: bytes) -> None:
+    pool, mailbox = BlockPool(1 << 20), Mailbox()
+    verbs = AgentVerbs(opener.store, pool, mailbox, lambda: None)
+    transfer = Transfer(opener.store, pool, mailbox, verbs)
+    assert transfer._receive(io.BytesIO(raw), model, lambda name: f"{name}-2") == "ann-2"
+
+
+def hashes(blocks: Sequence[Block]) -> tuple[BlockHash, ...]:
+    return tuple(block.hash for block in blocks)
+
+
+def test_a_head_goes_out_with_its_checkpoints_and_comes_in_with_them(
+    opener: Opener,
+    other: Opener,
+    model: Model,
+    blocks: list[Block],
+    checkpoints: list[Block],
+    checkpoint_at: CheckpointAt,
+) -> None:
+    opener.open()
+    branch = [*range(500), 7]
+    remember(opener, chain(model.spec.fingerprint, branch), [checkpoint_at(branch, 501)])
+    remember(opener, blocks, checkpoints)
+    imported(other, model, exported(opener, model))
+    here, there = (o.store.agents.known(n) for o, n in ((opener, "ann"), (other, "ann-2")))
+    assert len(here.heads) == 2
+    for one, again in zip(here.heads, there.heads, strict=True):
+        assert (again.chain, again.checkpoints, again.turns) == (
+            *(one.chain, one.checkpoints, one.turns),
+        )
+    assert there.heads[0].checkpoints == tuple(checkpoints)
+    other.open()
+    assert other.store.agents.known("ann-2").owned() == here.owned()
+    assert all(other.read(block) for head in there.heads for block in head.blocks)
+    other.store.check()
+
+
+def test_what_was_rewound_away_stays_here(
+    opener: Opener, other: Opener, model: Model, blocks: list[Block], checkpoints: list[Block]
+) -> None:
+    store = opener.open()
+    remember(opener, blocks, checkpoints)
+    store.fork("ann", "ben")
+    store.rewind("ann", 400)
+    raw = exported(opener, model)
+    manifest = ArchiveReader(io.BytesIO(raw)).manifest
+    assert manifest.heads[0].checkpoints == hashes(checkpoints[:3])
+    assert not any(c.hash.hex().encode() in raw for c in (blocks[1], *checkpoints[3:]))
+    assert token_bytes(range(400, 410)) not in raw
+    imported(other, model, raw)
+    head = other.store.agents.known("ann-2").heads[0]
+    assert (head.num_tokens, head.checkpoints) == (400, tuple(checkpoints[:3]))
+
+
+def test_one_that_is_gone_is_left_out_and_one_in_ram_goes_along(
+    opener: Opener,
+    other: Opener,
+    model: Model,
+    blocks: list[Block],
+    checkpoints: list[Block],
+    payload_of: PayloadOf,
+) -> None:
+    opener.open()
+    remember(opener, blocks, checkpoints)
+    gone, in_ram = checkpoints[0], checkpoints[2]
+    for checkpoint in (gone, in_ram):
+        opener.store._catalog.forget(checkpoint.hash)
+    raw = exported(opener, model, lambda block: payload_of(block) if block == in_ram else None)
+    imported(other, model, raw)
+    assert other.store.agents.known("ann-2").heads[0].checkpoints == tuple(checkpoints[1:])
+    assert other.read(in_ram)
+
+
+def test_their_bytes_are_the_agents_but_they_are_no_blocks(
+    opener: Opener, blocks: list[Block], checkpoints: list[Block]
+) -> None:
+    store = opener.open()
+    remember(opener, blocks, checkpoints)
+    view = AgentViews(store, BlockPool(1 << 20)).one(store.agents.known("ann"))
+    assert (view.own_blocks, view.shared_blocks, view.nbytes) == (3, 0, store.disk_bytes)
+    assert (view.heads[0].num_blocks, view.heads[0].on_disk) == (3, 600)
+
+
+# ── hostile files ────────────────────────────────────────────────────────────────────────────────
+
+
+def made(
+    model: Model,
+    payload_of: PayloadOf,
+    head: tuple[Sequence[Block], Sequence[Block]],
+    num_tokens: int = 600,
+) -> bytes:
+    """An archive of a head of these blocks and checkpoints, whatever they are, all checksums
+    right."""
+    files, members = dict[BlockHash, ArchivedBlock](), list[bytes]()
+    for block in dict.fromkeys([*head[0], *head[1]]):
+        payload = payload_of(block)[: model.spec.bytes_of(block)]
+        file, pieces = encode(block, payload, model.spec)
+        files[block.hash] = ArchivedBlock(block.hash, file.file_bytes, file.checksum)
+        members.append(archive.member(files[block.hash].name, b"".join(pieces)))
+    heads = (ArchivedHead(num_tokens, (), hashes(head[0]), hashes(head[1])),)
+    manifest = Manifest("ann", "small", model.spec.fingerprint, heads, tuple(files.values()))
+    return manifest.head() + b"".join(members) + archive.END
+
+
+def is_refused(opener: Opener, model: Model, raw: bytes, why: str) -> None:
+    with pytest.raises(BadRequest, match=why) as caught:
+        imported(opener, model, raw)
+    assert caught.value.code == "damaged_export"
+    assert opener.store.agents.all() == [] and opener.store.disk_bytes == 0
+
+
+def test_checkpoints_that_are_not_of_the_conversation_are_refused(
+    opener: Opener,
+    model: Model,
+    blocks: list[Block],
+    checkpoints: list[Block],
+    checkpoint_at: CheckpointAt,
+    payload_of: PayloadOf,
+) -> None:
+    opener.open()
+    stranger = checkpoint_at([*range(299), 7], 300)
+    later = checkpoint_at(range(700), 601)
+    of_a_tail = Block.checkpoint_after(blocks[2].hash, b"")
+    for listed in (
+        [stranger],
+        [*checkpoints, later],
+        [of_a_tail],
+        checkpoints[::-1],
+        [checkpoints[0], checkpoints[0]],
+    ):
+        raw = made(model, payload_of, (blocks, listed))
+        is_refused(opener, model, raw, "checkpoints are not of its conversation")
+    raw = made(model, payload_of, (blocks, [blocks[1]]))
+    is_refused(opener, model, raw, "other checkpoints than this model keeps")
+    for listed in ([*blocks[:2], checkpoints[3]], [blocks[0], checkpoints[1], blocks[2]]):
+        raw = made(model, payload_of, (listed, []))
+        is_refused(opener, model, raw, "do not follow one another|what it must")
+    imported(opener, model, made(model, payload_of, (blocks, checkpoints)))
+
+
+def test_a_checkpoint_at_the_end_of_a_chain_is_no_block_of_it(
+    opener: Opener,
+    model: Model,
+    blocks: list[Block],
+    checkpoint_at: CheckpointAt,
+    payload_of: PayloadOf,
+) -> None:
+    opener.open()
+    end = checkpoint_at(TOKENS, 600)
+    raw = made(model, payload_of, ([*blocks[:2], end], []))
+    is_refused(opener, model, raw, "do not follow one another")
+
+
+def test_a_model_that_keeps_no_states_takes_no_checkpoints(
+    opener: Opener, model: Model, payload_of: PayloadOf
+) -> None:
+    opener.open()
+    plain = replace(model, spec=replace(model.spec, states=()))
+    blocks = chain(plain.spec.fingerprint, TOKENS)
+    checkpoint = Block.checkpoint_after(plain.spec.fingerprint, b"")
+    raw = made(plain, payload_of, (blocks, [checkpoint]))
+    is_refused(opener, plain, raw, "other checkpoints than this model keeps")
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB_SIZE])
+def test_tokens_that_the_model_does_not_know_are_refused(
+    opener: Opener, model: Model, blocks: list[Block], payload_of: PayloadOf, token: int
+) -> None:
+    opener.open()
+    checkpoint = Block.checkpoint_after(blocks[0].hash, token_bytes([1, token]))
+    raw = made(model, payload_of, (blocks, [checkpoint]))
+    is_refused(opener, model, raw, "token ids that the model does not know")
+
+
+def test_a_damaged_checkpoint_is_refused_and_nothing_is_kept(
+    opener: Opener,
+    model: Model,
+    blocks: list[Block],
+    checkpoints: list[Block],
+    payload_of: PayloadOf,
+) -> None:
+    opener.open()
+    raw = made(model, payload_of, (blocks, checkpoints))
+    states = payload_of(checkpoints[4]).tobytes()
+    assert raw.count(states) == 1
+    changed = np.frombuffer(raw, np.uint8).copy()
+    changed[raw.index(states)] ^= 1
+    is_refused(opener, model, changed.tobytes(), "wrong checksum")
