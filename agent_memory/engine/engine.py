@@ -136,6 +136,8 @@ class Engine:
         command = self._mailbox.take(wait=not busy)
         while command is not None:
             command()
+            if self._steps is not None:
+                self._steps.something_changed()
             command = self._mailbox.take(wait=False)
         if busy and self._steps is not None:
             self._steps.turn()

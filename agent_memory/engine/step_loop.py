@@ -92,6 +92,7 @@ class StepLoop:
         self._metrics = metrics
         self._flight: Flight | None = None
         self._submitted: dict[Sequence, float] = {}  # until the first token, for its time
+        self._in_vain = False  # nobody who waits could begin, and nothing has changed since
 
     # ── requests come and go ─────────────────────────────────────────────────────────────────
 
@@ -150,14 +151,20 @@ class StepLoop:
         """False: nothing changes until a command comes (a request, or a block from the disk)."""
         return (
             self._flight is not None
-            or self.scheduler.can_admit
+            or (self.scheduler.can_admit and not self._in_vain)
             or self.memory.can_advance
             or any(seq.state is State.RUNNING for seq in self.scheduler.admitted)
         )
 
+    def something_changed(self) -> None:
+        """A command was run: who could not begin before perhaps can now."""
+        self._in_vain = False
+
     def turn(self) -> None:
+        under_way = self._flight is not None
         self._admit()
-        for restored in self.memory.advance(RESTORE_BYTES_PER_TURN):
+        ready = self.memory.advance(RESTORE_BYTES_PER_TURN)
+        for restored in ready:
             self._begin(restored)
         self._mailbox.flush()  # their answers' heads are made while the step is computed
         self._grow()
@@ -168,6 +175,7 @@ class StepLoop:
         work = self.scheduler.next_step()
         launched = self._launch(work) if work else None
         last, self._flight = self._flight, launched
+        self._in_vain = not (under_way or ready or work)
         if last is not None and not self._settle(last) and launched is not None:
             self._rewind(launched.seqs)
             self._flight = None

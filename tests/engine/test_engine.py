@@ -334,3 +334,20 @@ async def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
     await engine.unload()
     await engine.release(5)
     state_dir.close()
+
+
+async def test_the_engine_sleeps_while_nobody_can_begin(tmp_path: Path) -> None:
+    """It looks again when something has changed, and not all the time."""
+    async with running(tmp_path) as engine:
+        steps = engine._steps
+        assert steps is not None
+        ledger = steps.room.ledger
+        await engine._on_thread(lambda: ledger.measure("somebody else", ledger.budget_bytes))
+        answer = asyncio.create_task(ask(engine, "Hello!"))
+        while not len(steps.scheduler.waiting):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert not steps.has_work and not answer.done()
+        await engine._on_thread(lambda: ledger.measure("somebody else", 0))
+        assert (await answer).text
+        del steps, ledger
