@@ -117,7 +117,9 @@ def steps(model: Path, bursts: int) -> list[Figure]:
                     took[0].append(pair[0])
                     took[1].append(pair[1])
         ms, bare_ms = (statistics.median(times) for times in took)
-        console.print(f"a step of 8, kv {kv_bits}: {ms:.2f} ms, the bare model {bare_ms:.2f} ms")
+        console.print(
+            f"a step of 8, kv {kv_bits or 'none'}: {ms:.2f} ms, the bare model {bare_ms:.2f} ms"
+        )
         target = 1.1 if kv_bits is None else None
         name = f"a step of 8 in process, kv {kv_bits or 'none'} / the bare model's forward"
         figures.append(figure(name, ratios(*took), target))
