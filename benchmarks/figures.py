@@ -1,7 +1,10 @@
-"""Measured figures beside what they should be at most, as a table for people."""
+"""Measured figures beside what they should be, as a table for people."""
 
+import json
 import statistics
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -11,25 +14,50 @@ console = Console()
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured ratio or time beside what it should be at most.  `spread`: of single values."""
+    """A measured ratio or time beside what it should be at most, or at least.
+
+    `spread`: of single values.  No target: for comparison only.
+    """
 
     name: str
     value: float
-    target: float
+    target: float | None
     spread: tuple[float, float]
     unit: str = "x"
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
-        return self.value <= self.target
+        if self.target is None:
+            return True
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+    @property
+    def wanted(self) -> str:
+        if self.target is None:
+            return ""
+        return f"{'≥' if self.at_least else '≤'} {self.target:.3g} {self.unit}"
 
 
-def figure(name: str, values: list[float], target: float, unit: str = "x") -> Figure:
-    return Figure(name, statistics.median(values), target, (min(values), max(values)), unit)
+def figure(
+    name: str,
+    values: Sequence[float],
+    target: float | None = None,
+    unit: str = "x",
+    *,
+    at_least: bool = False,
+) -> Figure:
+    spread = min(values), max(values)
+    return Figure(name, statistics.median(values), target, spread, unit, at_least)
 
 
-def show(figures: list[Figure]) -> None:
-    table = Table("measured", "median", "spread", "at most", "")
+def ratios(these: Sequence[float], those: Sequence[float]) -> list[float]:
+    """Pair by pair."""
+    return [a / b for a, b in zip(these, those, strict=True)]
+
+
+def show(figures: Sequence[Figure]) -> None:
+    table = Table("measured", "median", "spread", "target", "")
     for f in figures:
         low, high = f.spread
         verdict = "[green]met[/]" if f.met else "[red]missed[/]"
@@ -37,7 +65,15 @@ def show(figures: list[Figure]) -> None:
             f.name,
             f"{f.value:.3g} {f.unit}",
             f"{low:.3g} to {high:.3g}",
-            f"{f.target:.3g} {f.unit}",
-            verdict,
+            f.wanted,
+            verdict if f.wanted else "",
         )
     console.print(table)
+
+
+def report(figures: Sequence[Figure], file: Path | None) -> int:
+    """Show them, write them to the file if there is one -> the exit status."""
+    show(figures)
+    if file:
+        file.write_text(json.dumps([asdict(f) for f in figures], indent=1))
+    return 0 if all(f.met for f in figures) else 1

@@ -7,7 +7,6 @@ if a target is missed.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -15,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 import httpx
@@ -25,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent_memory.ops import blas
 from agent_memory.ops.process import ServerProcess
 from benchmarks import random_model
-from benchmarks.figures import Figure, console, figure, show
+from benchmarks.figures import Figure, console, figure, report
 from benchmarks.texts import texts
 
 AGENTS = 5
@@ -191,10 +189,7 @@ def main() -> int:
             figures += returning(bench, text)
         with console.status("saving"):
             figures += saving(bench, text, args.pairs)
-    show(figures)
-    if args.json:
-        args.json.write_text(json.dumps([asdict(f) for f in figures], indent=1))
-    return 0 if all(f.met for f in figures) else 1
+    return report(figures, args.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`mlx_lm.server` as a child process, on the same model and with the same BLAS as ours.
 
-The built-in model is bfloat16 on disk and float32 when we serve it on a CPU; here it gets a float32
-copy, so that both compute the same.  Main thread.
+The built-in model is bfloat16 on disk and float32 when we serve it on a CPU; `float32_copy` is for
+both to compute the same.  Main thread.
 """
 
 import json
@@ -51,6 +51,10 @@ class MlxLmServer:
             if self._child.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"mlx_lm.server did not start:\n{log_file.read_text()}")
             time.sleep(0.1)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
 
     def _answers(self) -> bool:
         try:

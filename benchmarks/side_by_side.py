@@ -8,25 +8,21 @@ run.  Exit status 1 if a target is missed.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
-
-import httpx
 
 from agent_memory.ops import blas
 from agent_memory.ops.client import Client
 from agent_memory.ops.process import ServerProcess
-from benchmarks.figures import Figure, console, figure, show
+from benchmarks.figures import Figure, console, figure, ratios, report
 from benchmarks.peers import MlxLmServer, float32_copy
+from benchmarks.streams import Stream, gaps_between
 from benchmarks.texts import texts
 
 STEP_TOKENS = 256
@@ -78,7 +74,7 @@ def cold(folder: Path, rounds: int, text: Iterator[str]) -> list[Figure]:
     return [
         figure(
             f"cold first token, kv {bits}: ours / mlx_lm.server",
-            [a / b for a, b in zip(times[bits], times["mlx_lm.server"], strict=True)],
+            ratios(times[bits], times["mlx_lm.server"]),
             COLD_TARGET[bits],
         )
         for bits in SETTINGS
@@ -144,34 +140,12 @@ def gaps(folder: Path, kv_bits: str, text: Iterator[str]) -> list[Figure]:
 
 def _gaps_while_arriving(port: int, agent: str, text: str) -> list[float]:
     """Milliseconds between the running answer's tokens in the steps that computed the prompt."""
-    seen: list[float] = []
-    done = threading.Event()
-
-    def stream() -> None:
-        body = {
-            "messages": [{"role": "user", "content": "Repeat this:\n" + "0" * 100}],
-            "temperature": 0,
-            "max_tokens": 1500,
-            "stream": True,
-        }
-        url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        with httpx.stream("POST", url, json=body, timeout=60) as response:
-            for _ in response.iter_lines():
-                seen.append(1000 * time.monotonic())
-                if done.is_set():
-                    return
-
-    running = threading.Thread(target=stream)
-    running.start()
-    while len(seen) < 50:
-        time.sleep(0.01)
-    began = 1000 * time.monotonic()
-    ms, _, _ = first_token_ms(port, agent, [{"role": "user", "content": text}])
-    done.set()
-    running.join()
-    inside = [at for at in seen if began <= at <= began + ms]
-    between = sorted(b - a for a, b in zip(inside, inside[1:], strict=False))
-    return between[-FULL_STEPS:]
+    with Stream(port, "repeating", "Repeat this:\n" + "0" * 100, 1500) as running:
+        running.wait_for(50)
+        began = time.monotonic()
+        ms, _, _ = first_token_ms(port, agent, [{"role": "user", "content": text}])
+    inside = [at for at in running.moments if began <= at <= began + ms / 1000]
+    return [1000 * s for s in sorted(gaps_between(inside))[-FULL_STEPS:]]
 
 
 def main() -> int:
@@ -187,10 +161,7 @@ def main() -> int:
             with console.status(f"restart and gaps, kv {kv_bits}"):
                 figures += restored(Path(folder), kv_bits, text)
                 figures += gaps(Path(folder), kv_bits, text)
-    show(figures)
-    if args.json:
-        args.json.write_text(json.dumps([asdict(f) for f in figures], indent=1))
-    return 0 if all(f.met for f in figures) else 1
+    return report(figures, args.json)
 
 
 if __name__ == "__main__":

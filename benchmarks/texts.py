@@ -7,10 +7,36 @@ from tokenizers import Tokenizer
 
 from agent_memory import builtin
 
+TEMPLATE_TOKENS = 20
+"""About what the first line and the chat template add."""
+
+
+class Pages:
+    """Texts of any length, none beginning like another."""
+
+    def __init__(self) -> None:
+        self._tokenizer = Tokenizer.from_file(str(builtin.PATH / "tokenizer.json"))
+        self._ids = self._tokenizer.encode("\n".join(topics[name] for name in sorted(topics))).ids
+        self._at = 0
+        self._passes = 0
+
+    def take(self, num_tokens: int) -> str:
+        """A prompt of about so many tokens."""
+        if self.num_left < num_tokens:
+            self._passes += 1
+            self._at = 7 * self._passes  # other cuts
+        ids = self._ids[self._at : self._at + num_tokens - TEMPLATE_TOKENS]
+        self._at += num_tokens
+        return "Read this:\n" + str(self._tokenizer.decode(ids))
+
+    @property
+    def num_left(self) -> int:
+        """Tokens of this pass."""
+        return len(self._ids) - self._at
+
 
 def texts(num_tokens: int) -> Iterator[str]:
     """Texts of about so many tokens, none like another."""
-    tokenizer = Tokenizer.from_file(str(builtin.PATH / "tokenizer.json"))
-    ids = tokenizer.encode("\n".join(topics[name] for name in sorted(topics))).ids
-    for at in range(0, len(ids) - num_tokens, num_tokens):
-        yield "Read this:\n" + tokenizer.decode(ids[at : at + num_tokens - 20])
+    pages = Pages()
+    while pages.num_left > num_tokens:
+        yield pages.take(num_tokens)
