@@ -13,6 +13,9 @@ from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.store.block_store import BlockStore
 
 _STEP = 4 * BLOCK_TOKENS
+LEAST_TOKENS = 16
+"""Fewer are sooner computed than brought back: all prompts begin with the template's first tokens,
+and a run of these would cost every later step more than they are worth."""
 
 
 class Matching:
@@ -40,12 +43,15 @@ class Matching:
         return [*spans, Span(best[0], len(spans) * BLOCK_TOKENS, best[1])] if best else spans
 
     def usable(self, spans: list[Span], most: int | None = None) -> list[Span]:
-        """As much of them, and of their first `most` tokens, as can be gone on from.  Where there
-        are recurrent layers that is up to the last checkpoint, and it comes last."""
-        if not self._spec.states or not spans:
-            return spans
-        end = spans[-1].start + spans[-1].count
+        """As much of them, and of their first `most` tokens, as is worth going on from.  Where
+        there are recurrent layers that is up to the last checkpoint, and it comes last."""
+        end = spans[-1].start + spans[-1].count if spans else 0
         end = end if most is None else min(end, most)
+        if end < LEAST_TOKENS:
+            return []
+        return self._to_checkpoint(spans, end) if self._spec.states else spans
+
+    def _to_checkpoint(self, spans: list[Span], end: int) -> list[Span]:
         for i in range(end // BLOCK_TOKENS, -1, -1):
             parent = spans[i - 1].block.hash if i else self._spec.fingerprint
             within = (

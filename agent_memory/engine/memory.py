@@ -119,7 +119,7 @@ class Memory:
         blocks = [span.block for span in found]
         wanted = seq.prompt_bytes[:-4]
         compared = self.witness.compare(seq.request.agent, wanted, matched, blocks)
-        return replace(compared, went_back=matched - usable)
+        return replace(compared, went_back=matched - usable if self.spec.states else 0)
 
     def _open(self, spans: list[Span]) -> Restore:
         length = spans[-1].start + spans[-1].count
