@@ -37,20 +37,36 @@ async def with_keep_alives(
     events: AsyncGenerator[bytes, None], every_s: float
 ) -> AsyncGenerator[bytes, None]:
     """`events`, and a comment whenever nothing came for `every_s`.  Closes `events`."""
-    async with aclosing(events):
-        coming = asyncio.ensure_future(anext(events, None))
-        try:
-            while True:
-                await asyncio.wait({coming}, timeout=every_s)
-                if not coming.done():
-                    yield KEEP_ALIVE
-                    continue
-                if (chunk := coming.result()) is None:
-                    return
-                yield chunk
-                coming = asyncio.ensure_future(anext(events, None))
-        finally:
-            await _ended(coming)
+    chunks = asyncio.Queue[bytes | None](1)  # more would wait here unread
+    passing = asyncio.ensure_future(_pass_on(events, chunks))
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(every_s):
+                    chunk = await chunks.get()
+            except TimeoutError:
+                yield KEEP_ALIVE
+                continue
+            if chunk is None:
+                break
+            yield chunk
+        await passing
+    finally:
+        await _ended(passing)
+
+
+async def _pass_on(
+    events: AsyncGenerator[bytes, None], chunks: "asyncio.Queue[bytes | None]"
+) -> None:
+    """A task of its own: who waits for an event cannot be asked to wait less."""
+    try:
+        async with aclosing(events):
+            async for chunk in events:
+                await chunks.put(chunk)
+    except Exception:
+        await chunks.put(None)  # whoever waits learns why from this task
+        raise
+    await chunks.put(None)
 
 
 class EventStream:
