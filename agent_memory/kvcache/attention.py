@@ -24,7 +24,8 @@ what the rows may see.  Engine thread only.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
@@ -104,8 +105,11 @@ class Rows:
         if keys.shape[2] > 1:
             keys, values = keys.transpose(2, 1, 0, 3), values.transpose(2, 1, 0, 3)
         k, v = pack(keys, self.group.k), pack(values, self.group.v)
-        row = 0
-        for kv, count, _ in self.members:
+        row = self._num_decoding
+        singles = zip(*(_split(x, row) for x in k + v), strict=True)
+        for (kv, _, _), own in zip(self.members, singles, strict=False):
+            kv.tails[self.layer].append(own[: len(k)], own[len(k) :])
+        for kv, count, _ in self.members[row:]:
             kv.tails[self.layer].append(_span(k, row, count), _span(v, row, count))
             row += count
         self.marker = keys[-1, 0, 0, :1]
@@ -120,26 +124,30 @@ class Rows:
         if queries.shape[2] > 1:
             rows = queries.transpose(2, 1, 0, 3)
             return self.attend(rows, scale, sinks).transpose(2, 1, 0, 3)
-        out, row = [], 0
         over_runs = self._over_shared_runs(queries, scale)
-        for kv, count, num_wanted in self.members:
+        row = self._num_decoding
+        out = [self._decode_rows(queries[:row], scale, sinks, over_runs)] if row else []
+        for kv, count, num_wanted in self.members[row:]:
             needed = num_wanted if self.is_last else count
             if needed < count:
                 out.append(mx.zeros((count - needed, *self._like(queries)), dtype=queries.dtype))
             row += count
             q = queries[row - needed : row]
-            if row - 1 in over_runs:
-                out.append(
-                    self._merged(q, kv.parts(self.layer)[1:], scale, sinks, over_runs[row - 1])
-                )
-            elif needed == 1:
-                out.append(self._decode(q, self._seen(kv, needed), scale, sinks))
+            if needed == 1:
+                parts, before = self._unread(kv, over_runs.get(row - 1))
+                out.append(self._decode(q, parts, before, scale, sinks))
             elif needed:
                 out.append(self._chunk(q, self._seen(kv, needed), scale, sinks))
         if row < queries.shape[0]:  # rows that only pad the step
             padding = queries.shape[0] - row
             out.append(mx.zeros((padding, *self._like(queries)), dtype=queries.dtype))
-        return out[0] if len(out) == 1 else mx.concatenate(out)
+        return _joined(out)
+
+    @property
+    def _num_decoding(self) -> int:
+        """The first members, as far as each has one row and it is needed."""
+        alone = (m.num_rows == 1 and (m.num_wanted or not self.is_last) for m in self.members)
+        return sum(1 for _ in takewhile(bool, alone))
 
     def _seen(self, kv: SequenceKV, num_rows: int) -> list[Part]:
         """What the last `num_rows` rows of a sequence may see."""
@@ -171,28 +179,66 @@ class Rows:
         key, row = mx.arange(num_keys), mx.arange(num_keys - num_rows, num_keys)[:, None]
         return (key <= row) & (key > row - window)
 
-    def _decode(
-        self, q: mx.array, parts: list[Part], scale: float, sinks: mx.array | None
+    def _decode_rows(
+        self,
+        queries: mx.array,
+        scale: float,
+        sinks: mx.array | None,
+        over_runs: Mapping[int, Over],
     ) -> mx.array:
-        if self.read == "dense" or (len(parts) == 1 and self.group.k.bits is None):
-            k, v = self._dense(parts)
-            return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, sinks=sinks)
-        return self._merged(q, parts, scale, sinks)
+        """All of them alike, so that what can be done once for all is."""
+        seen = [
+            self._unread(kv, over_runs.get(row))
+            for row, (kv, _, _) in enumerate(self.members[: queries.shape[0]])
+        ]
+        if any(self._is_fused(parts, before) for parts, before in seen):
+            rows = zip(_split(queries, len(seen)), seen, strict=True)
+            return _joined([self._decode(q, *own, scale, sinks) for q, own in rows])
+        rows = zip(_split(self._grouped(queries, scale), len(seen)), seen, strict=True)
+        sink = self._sink(sinks)
+        out = _joined([self._merged(q, *own, sink) for q, own in rows])
+        return out.reshape(len(seen), queries.shape[1], 1, -1)
 
-    def _merged(
+    def _decode(
         self,
         q: mx.array,
         parts: list[Part],
+        before: Over | None,
         scale: float,
         sinks: mx.array | None,
-        *before: Over,
     ) -> mx.array:
-        """One row [1, heads, 1, dim] over each part by itself, and over what is known `before`."""
-        _, heads, _, dim = q.shape
-        q = (q * scale).reshape(1, self.group.kv_heads, -1, dim)  # query heads of one KV head
-        sink = None if sinks is None else sinks.reshape(1, self.group.kv_heads, -1, 1)
-        out = merge([*before, *(self._over(q, part) for part in parts)], sink)
-        return out.reshape(1, heads, 1, -1)
+        """One row [1, heads, 1, dim]."""
+        if self._is_fused(parts, before):
+            k, v = self._dense(parts)
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, sinks=sinks)
+        out = self._merged(self._grouped(q, scale), parts, before, self._sink(sinks))
+        return out.reshape(1, q.shape[1], 1, -1)
+
+    def _is_fused(self, parts: list[Part], before: Over | None) -> bool:
+        """One kernel for all of it.  On a CPU there is none, and it is put together dearly."""
+        if before is not None:
+            return False
+        alone = len(parts) == 1 and self.group.k.bits is None
+        return self.read == "dense" or (alone and not _on_cpu())
+
+    def _unread(self, kv: SequenceKV, before: Over | None) -> tuple[list[Part], Over | None]:
+        """The parts that a decode row must still attend to: all but a run that was read already."""
+        return (kv.parts(self.layer)[1:] if before else self._seen(kv, 1)), before
+
+    def _grouped(self, queries: mx.array, scale: float) -> mx.array:
+        """[rows, kv_heads, query heads of one KV head, dim]"""
+        rows, _, _, dim = queries.shape
+        return (queries * scale).reshape(rows, self.group.kv_heads, -1, dim)
+
+    def _sink(self, sinks: mx.array | None) -> mx.array | None:
+        return None if sinks is None else sinks.reshape(1, self.group.kv_heads, -1, 1)
+
+    def _merged(
+        self, q: mx.array, parts: list[Part], before: Over | None, sink: mx.array | None
+    ) -> mx.array:
+        """One grouped row over each part by itself, and over what is known `before`."""
+        known = [] if before is None else [before]
+        return merge([*known, *(self._over(q, part) for part in parts)], sink)
 
     def _over_shared_runs(self, queries: mx.array, scale: float) -> dict[int, Over]:
         """By row, for decode rows whose run others of this step have too."""
@@ -218,8 +264,7 @@ class Rows:
         return {row: (apart[0][i : i + 1], apart[1][i : i + 1]) for i, row in enumerate(rows)}
 
     def _unpacked(self, part: Part, num_queries: int) -> Part:
-        on_cpu = mx.default_device().type == mx.DeviceType.cpu
-        if self.read == "packed" and not (on_cpu and num_queries >= MANY_QUERIES):
+        if self.read == "packed" and not (_on_cpu() and num_queries >= MANY_QUERIES):
             return part
         k, v = dense(part.k, self.group.k), dense(part.v, self.group.v)
         return Part(part.start, (k,), (v,))
@@ -236,6 +281,23 @@ class Rows:
             joined([dense(part.k, self.group.k) for part in parts]),
             joined([dense(part.v, self.group.v) for part in parts]),
         )
+
+
+def _on_cpu() -> bool:
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
+def _split(rows: mx.array, count: int) -> list[mx.array]:
+    """The first `count` of them, each [1, ...]."""
+    if count == 0:
+        return []
+    if rows.shape[0] > count:
+        rows = rows[:count]
+    return [rows] if count == 1 else list(mx.split(rows, count))
+
+
+def _joined(rows: list[mx.array]) -> mx.array:
+    return rows[0] if len(rows) == 1 else mx.concatenate(rows)
 
 
 def _span(packed: Packed, row: int, count: int) -> Packed:

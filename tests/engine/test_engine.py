@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -341,13 +342,11 @@ async def test_the_engine_sleeps_while_nobody_can_begin(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         steps = engine._steps
         assert steps is not None
-        ledger = steps.room.ledger
-        await engine._on_thread(lambda: ledger.measure("somebody else", ledger.budget_bytes))
+        hold = partial(steps.room.ledger.measure, "somebody else")
+        await engine._on_thread(partial(hold, steps.room.ledger.budget_bytes))
         answer = asyncio.create_task(ask(engine, "Hello!"))
-        while not len(steps.scheduler.waiting):
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
-        assert not steps.has_work and not answer.done()
-        await engine._on_thread(lambda: ledger.measure("somebody else", 0))
+        await asyncio.sleep(0.3)
+        assert steps.scheduler.waiting and not steps.has_work and not answer.done()
+        await engine._on_thread(partial(hold, 0))
         assert (await answer).text
-        del steps, ledger
+        del steps, hold
