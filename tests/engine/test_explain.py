@@ -284,3 +284,23 @@ def test_odd_tokens_have_some_cause() -> None:
         compared = Compared(rng.randrange(len(tokens)), Finding.OWN, token_bytes(other))
         for said in ([], TALKS[0].messages):
             assert cause_of(Asked("a", tokens, said, TOOLS), compared, tokenizer) in Cause
+
+
+@pytest.mark.parametrize(
+    ("position", "went_back", "cause"),
+    [
+        (99, 0, Cause.NONE),
+        (99, 8, Cause.BACK_TO_CHECKPOINT),
+        (60, 39, Cause.PROMPT_CHANGED),
+        (60, 41, Cause.BACK_TO_CHECKPOINT),
+    ],
+)
+def test_going_back_is_the_cause_where_it_costs_most(
+    position: int, went_back: int, cause: Cause
+) -> None:
+    tokenizer = builtin_model(8).tokenizer
+    tokens = (tokenizer.encode("Tell me of the sea and its ships. " * 20))[:100]
+    finding = Finding.WHOLE if position == 99 else Finding.OWN
+    compared = Compared(position, finding, token_bytes([7] * 20), went_back=went_back)
+    asked = Asked("ann", tokens, [{"role": "user", "content": tokenizer.decode(tokens)}])
+    assert cause_of(asked, compared, tokenizer) is cause
