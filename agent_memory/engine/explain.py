@@ -82,7 +82,7 @@ class Asked:
 def cause_of(asked: Asked, compared: Compared, tokenizer: ChatTokenizer) -> Cause:
     if compared.loss is not None:
         return _LOST[compared.loss]
-    if compared.went_back > len(asked.tokens) - compared.position:
+    if compared.went_back > max(0, len(asked.tokens) - compared.position):
         return Cause.BACK_TO_CHECKPOINT  # the greater part of what must be computed
     if compared.finding in _FOUND:
         return _FOUND[compared.finding]

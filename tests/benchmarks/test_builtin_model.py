@@ -142,6 +142,7 @@ def test_a_step_lowers_the_loss_on_its_own_batch(sampler: Sampler) -> None:
     assert step(*batch) > step(*batch)
 
 
+@pytest.mark.slow
 def test_every_stage_from_the_corpus_to_a_model_that_mlx_lm_loads(
     documents: list[str], tmp_path: Path
 ) -> None:

@@ -177,6 +177,7 @@ def send(server: Server, raw: bytes, **params: str) -> httpx.Response:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_imports_that_are_refused_change_nothing(tmp_path: Path) -> None:
     with serving(tmp_path / "four", 4) as other:
@@ -221,6 +222,7 @@ def files(server: Server) -> set[str]:
     return {path.name for path in (server.state_dir / "blocks").rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_what_was_rewound_is_not_exported(tmp_path: Path) -> None:
     with serving(tmp_path / "first", 8) as server:
@@ -256,6 +258,7 @@ def test_an_agent_is_exported_while_it_goes_on(tmp_path: Path) -> None:
         server.wait_until(lambda: not list((server.state_dir / "tmp").iterdir()))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_damaged_block_is_never_exported(tmp_path: Path) -> None:
     with serving(tmp_path / "state", 8) as server:

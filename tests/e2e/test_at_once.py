@@ -33,7 +33,9 @@ def answer(server: Server, messages: Messages, agent: str) -> str:
     return str(response.json()["choices"][0]["message"]["content"])
 
 
-@pytest.mark.parametrize("kv_bits", KV_BITS)
+@pytest.mark.parametrize(
+    "kv_bits", [b if b == 8 else pytest.param(b, marks=pytest.mark.slow) for b in KV_BITS]
+)
 def test_four_at_once_are_as_alone(kv_bits: int | None, tmp_path: Path) -> None:
     flags = ("--kv-bits", str(kv_bits or "none"))
     (tmp_path / "alone").mkdir()

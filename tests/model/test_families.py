@@ -46,7 +46,13 @@ LENGTHS = [257]
 MORE_LENGTHS = [1, 31, 32, 33, 255, 256, 288, 289, 300, 512, 513, 544]
 
 
-@pytest.fixture(params=FAMILIES)
+# Much like falcon_h1, and slower than all others.
+SLOW = {"jamba"}
+
+
+@pytest.fixture(
+    params=[pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in FAMILIES]
+)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -68,6 +68,7 @@ def test_in_json_every_figure_shows_memory_at_work(tmp_path: Path) -> None:
     assert not left_in(tmp_path)
 
 
+@pytest.mark.slow
 def test_for_people_there_is_a_table_and_a_kept_directory_to_go_on_with(tmp_path: Path) -> None:
     done = demo(tmp_path, "--keep", "--kv-bits", "4")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -81,6 +81,7 @@ def test_a_reader_that_stalls_is_cut_in_the_end(tmp_path: Path) -> None:
         assert server.event("connection_cut")["unsent_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_a_slow_reader_is_not_cut(tmp_path: Path) -> None:
     """It takes longer than the send timeout for all, but never reads nothing for so long."""
     with Server(tmp_path, "--send-timeout", "0.5").wait_ready() as server:

@@ -55,7 +55,13 @@ def test_an_explanation_tells_where_and_what() -> None:
     assert explained is not None and cause is Cause.DATE_OR_COUNTER_CHANGED
     told = described(explained)
     differs = told.pop("differs")
-    assert told["tokens"] == {"prompt": 100, "cached": 5, "memory": 5, "disk": 0}
+    assert told["tokens"] == {
+        "prompt": 100,
+        "cached": 5,
+        "memory": 5,
+        "disk": 0,
+        "went_back": 0,
+    }
     assert (told["cause"], told["restore_ms"], told["lost"]) == (str(cause), 12.5, None)
     assert differs["field"] == "messages[0].content"
     at = differs["character"]
