@@ -24,7 +24,8 @@ from agent_memory.store.state_dir import StateDir
 from agent_memory.store.writer import Writer
 
 NUM_THREADS = 2
-PAUSE_S = 0.02
+READY_BYTES_PER_S = 50 << 20
+"""By each thread, while it has nothing to read."""
 
 Deliver = Callable[[Block, Bytes | None], None]
 
@@ -94,7 +95,7 @@ class Readers:
         """While there is nothing to read memory is made ready, a little now and then."""
         while self.slots.wants_more:
             try:
-                return self._queue.get(timeout=PAUSE_S)
+                return self._queue.get(timeout=self.slots.step_bytes / READY_BYTES_PER_S)
             except Empty:
                 self.slots.add()
         return self._queue.get()

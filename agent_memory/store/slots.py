@@ -60,10 +60,15 @@ class Slots:
         first = self.num_spare * spare.nbytes >= FIRST_BYTES
         return not spare.full and (self._in_use or not first)
 
+    @property
+    def step_bytes(self) -> int:
+        """What the next `add` makes ready."""
+        return max(AT_ONCE_BYTES, self._spare.nbytes)
+
     def add(self) -> None:
         """Make some more ready; no more are wanted when there is no memory."""
         spare = self._spare
-        for _ in range(max(1, AT_ONCE_BYTES // spare.nbytes)):
+        for _ in range(self.step_bytes // spare.nbytes):
             if not self.wants_more:
                 return
             try:
