@@ -97,6 +97,7 @@ def assert_as_cold(folder: Path, kv_bits: int | None, restored: Answer, messages
         assert kv_bits is not None and parting.is_tie, parting
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kv_bits", DEFAULT_KV_BITS)
 def test_forked_agents_go_their_own_ways(tmp_path: Path, kv_bits: int | None) -> None:
@@ -118,6 +119,7 @@ def test_forked_agents_go_their_own_ways(tmp_path: Path, kv_bits: int | None) ->
         assert_as_cold(tmp_path, kv_bits, answer, talk.messages)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kv_bits", DEFAULT_KV_BITS)
 def test_a_rewound_agent_goes_on_from_there(tmp_path: Path, kv_bits: int | None) -> None:

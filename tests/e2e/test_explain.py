@@ -114,6 +114,7 @@ def test_a_reply_that_the_model_spelled_oddly(running: Asker, talk: Talk) -> Non
     assert set(causes) <= {"reply_tokenized_differently", "none", "prompt_changed"}
 
 
+@pytest.mark.slow
 def test_damaged_then_wiped_then_another_model(tmp_path: Path) -> None:
     replies = {}
     with Server(tmp_path).wait_ready() as server:

@@ -148,6 +148,7 @@ async def test_a_turn_goes_on_from_its_very_end(folder: Path, tmp_path: Path) ->
     assert want.cached == 0 and second.text == want.text
 
 
+@pytest.mark.slow
 async def test_long_prompts_have_regular_checkpoints(folder: Path, tmp_path: Path) -> None:
     """Another question about the same long text."""
     async with serving(folder, tmp_path / "a") as engine:

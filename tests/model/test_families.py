@@ -46,8 +46,8 @@ LENGTHS = [257]
 MORE_LENGTHS = [1, 31, 32, 33, 255, 256, 288, 289, 300, 512, 513, 544]
 
 
-# Much like falcon_h1, and slower than all others.
-SLOW = {"jamba"}
+# Much like others: qwen3_5, falcon_h1, llama.
+SLOW = {"qwen3_next", "jamba", "qwen3", "openelm"}
 
 
 @pytest.fixture(

@@ -70,6 +70,7 @@ def test_what_was_read_longest_ago_comes_first_also_after_a_restart(
     assert opener.store.scrub(1) == Scrubbed(0, 0)
 
 
+@pytest.mark.slow
 def test_while_idle_only_what_was_not_read_for_a_week_is(
     opener: Opener, blocks: list[Block]
 ) -> None:
