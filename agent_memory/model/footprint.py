@@ -18,6 +18,7 @@ STEPS_AT_ONCE = 2
 """A step is launched while the one before it is computed."""
 LAYERS_AT_ONCE = 2
 STATES_HELD = 4
+"""Copies of a sequence's recurrent states: in its run, its own, and two that are marked."""
 MOST_CACHE_BYTES = 2 << 30
 
 
