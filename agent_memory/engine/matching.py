@@ -13,10 +13,6 @@ from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.store.block_store import BlockStore
 
 _STEP = 4 * BLOCK_TOKENS
-FEW_TOKENS = 64
-LEAST_SHARE = 16
-"""Few tokens of a prompt, less than one part in so many, are sooner computed than brought back: all
-prompts begin with the template's own, and a run of these would cost every later step more."""
 
 
 class Matching:
@@ -43,15 +39,12 @@ class Matching:
         best = self._closest(parent, rest)
         return [*spans, Span(best[0], len(spans) * BLOCK_TOKENS, best[1])] if best else spans
 
-    def usable(self, spans: list[Span], of: int, most: int | None = None) -> list[Span]:
-        """As much of them, and of their first `most` tokens, as is worth going on from in a prompt
-        `of` so many.  Where there are recurrent layers that is up to the last checkpoint, and it
-        comes last."""
+    def usable(self, spans: list[Span], most: int | None = None) -> list[Span]:
+        """As much of them, and of their first `most` tokens, as can be gone on from.  Where there
+        are recurrent layers that is up to the last checkpoint, and it comes last."""
         end = spans[-1].start + spans[-1].count if spans else 0
         end = end if most is None else min(end, most)
-        if end < FEW_TOKENS and end * LEAST_SHARE < of:
-            return []
-        return self._to_checkpoint(spans, end) if self._spec.states else spans
+        return self._to_checkpoint(spans, end) if self._spec.states and end else spans
 
     def _to_checkpoint(self, spans: list[Span], end: int) -> list[Span]:
         for i in range(end // BLOCK_TOKENS, -1, -1):

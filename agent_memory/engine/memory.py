@@ -68,7 +68,7 @@ class Memory:
 
     def match(self, tokens: list[int]) -> list[Span]:
         """What is remembered of `tokens` and can be gone on from."""
-        return self._matching.usable(self._matching.kv_of(tokens), len(tokens))
+        return self._matching.usable(self._matching.kv_of(tokens))
 
     def remembered(self, seq: Sequence) -> int:
         spans = self.match(seq.tokens)
@@ -100,7 +100,7 @@ class Memory:
         """Give the sequence its KV now, or (None) when its blocks have been brought together."""
         seq.looked_at = time.monotonic()
         found = self._matching.kv_of(seq.tokens)
-        spans = self._matching.usable(found, len(seq.tokens))
+        spans = self._matching.usable(found)
         seq.compared = self._compare(seq, found, sum(span.count for span in spans))
         if not spans:
             return self._start(seq, None, [], set())
@@ -196,8 +196,7 @@ class Memory:
         if len(spans) < len(restore.spans):
             lost = restore.spans[len(spans)]
             self._note_loss(restore, lost, waiting)
-            end = lost.start + lost.count
-            shorter = self._matching.usable(spans, end, most=end - 1)
+            shorter = self._matching.usable(spans, lost.start + lost.count - 1)
             if shorter:
                 return self._again(shorter, waiting, restore.from_disk)
             spans = []
