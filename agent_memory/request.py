@@ -12,13 +12,20 @@ from agent_memory.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """temperature 0 takes the most likely token; top_k 0, top_p 1 and min_p 0 switch each off."""
+    """temperature 0 takes the most likely token; top_k 0, top_p 1 and min_p 0 switch each off.
+
+    The penalties are subtracted from the logits of what has been generated so far: one for each
+    time, the other once.  `logit_bias`: (token, what is added to its logit).
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 class Priority(StrEnum):
@@ -32,7 +39,9 @@ class GenerateRequest:
 
     `agent` None is anonymous: what is computed is remembered, but nobody owns it.
     `stable_tokens`: so much of the prompt will surely be in the conversation's next one too; 0 if
-    nobody asked.
+    nobody asked.  `logprobs`: of every generated token its own and those of so many most likely
+    ones; None: of none.  `prompt_logprobs`: of the prompt's tokens, too; they must be computed for
+    it, so nothing is taken from memory.  `ignore_end`: the model's end of turn ends nothing.
     """
 
     id: str
@@ -43,6 +52,9 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     priority: Priority = Priority.INTERACTIVE
     stable_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    ignore_end: bool = False
 
 
 class FinishReason(StrEnum):
@@ -91,11 +103,30 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, the natural logarithm of its probability as the model computed it, before bias,
+    penalties, temperature and grammar, and the most likely tokens at its place with theirs."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Of the prompt's tokens from its second on, in pieces and in order, before any Delta."""
+
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """Text that is final.  `num_tokens` counts the tokens generated so far."""
+    """Text that is final.  `num_tokens` counts the tokens generated so far.  `logprobs`: of the
+    tokens since the last Delta, if they were asked for, whatever of their text is held back."""
 
     text: str
     num_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,4 +142,4 @@ class Failed:
     error: RequestError
 
 
-Event = Started | Delta | Finished | Failed
+Event = Started | Scored | Delta | Finished | Failed
