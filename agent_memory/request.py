@@ -3,8 +3,10 @@
 Plain immutable values, no behaviour.  Any thread.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from agent_memory.block import Loss
 from agent_memory.errors import RequestError
@@ -26,6 +28,20 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a chat template is given.  `messages` and `tools` as OpenAI has them, with the arguments
+    of calls as objects; `options`: whatever else the template knows."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+Prompt = Conversation | str | tuple[int, ...]
+"""What a model goes on from: a conversation, text, or tokens as they are."""
 
 
 class Priority(StrEnum):

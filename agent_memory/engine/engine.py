@@ -36,7 +36,7 @@ from agent_memory.metrics import Metrics
 from agent_memory.model import loader
 from agent_memory.model.loader import LoadedModel
 from agent_memory.model.tokenizer import ChatTokenizer
-from agent_memory.request import Event, Failed, Finished, GenerateRequest
+from agent_memory.request import Conversation, Event, Failed, Finished, GenerateRequest, Prompt
 from agent_memory.store.block_store import BlockStore
 
 MAX_RUNNING = 32
@@ -225,20 +225,20 @@ class Engine:
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────
 
-    async def tokenize(self, messages: Sequence[dict[str, str]], agent: str | None) -> list[int]:
+    async def tokenize(self, prompt: Prompt, agent: str | None) -> tuple[int, ...]:
         """Made in a worker thread; meanwhile the agent's memory is read.  Raises RequestError."""
         assert self._steps is not None
         self.queue.refuse_when_full()
         if agent is not None:
             self._mailbox.send(partial(self._steps.memory.expect, agent))
-        return await asyncio.to_thread(self.tokenizer.encode_chat, messages)
+        return tuple(await asyncio.to_thread(self.tokenizer.tokens_of, prompt))
 
-    async def stable_tokens(self, messages: Sequence[dict[str, str]], prompt: Sequence[int]) -> int:
+    async def stable_tokens(self, prompt: Prompt, tokens: Sequence[int]) -> int:
         """As of the tokenizer, where a model needs to know; else 0."""
         assert self._loaded is not None
-        if not self._loaded.proven.spec.states:
+        if not (self._loaded.proven.spec.states and isinstance(prompt, Conversation)):
             return 0
-        return await asyncio.to_thread(self.tokenizer.stable_tokens, messages, prompt)
+        return await asyncio.to_thread(self.tokenizer.stable_tokens, prompt, tokens)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events of a request; closing the iterator cancels it.  Raises RequestError at once if it

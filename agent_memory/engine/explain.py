@@ -15,7 +15,7 @@ import numpy as np
 
 from agent_memory.block import BLOCK_TOKENS, Loss
 from agent_memory.model.tokenizer import ChatTokenizer
-from agent_memory.request import Compared, Finding
+from agent_memory.request import Compared, Conversation, Finding
 
 NEAR = 512
 """Tokens after the parting in which numbers and reasoning are looked for."""
@@ -75,8 +75,7 @@ class Asked:
 
     agent: str | None
     tokens: Sequence[int]
-    messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]] = ()
+    said: Conversation
 
 
 def cause_of(asked: Asked, compared: Compared, tokenizer: ChatTokenizer) -> Cause:
@@ -91,7 +90,7 @@ def cause_of(asked: Asked, compared: Compared, tokenizer: ChatTokenizer) -> Caus
         return Cause.REPLY_TOKENIZED_DIFFERENTLY
     if parting.has_less_reasoning:
         return Cause.REASONING_DROPPED
-    if asked.tools and parting.has_tools_in_another_order:
+    if asked.said.tools and parting.has_tools_in_another_order:
         return Cause.TOOLS_REORDERED
     if parting.differs_in_numbers_only and parting.is_in_system:
         return Cause.DATE_OR_COUNTER_CHANGED
@@ -144,7 +143,7 @@ class Parting:
         theirs = token_ids(self._compared.remembered)
         ours = list(self._asked.tokens[at : at + len(theirs)])
         earlier = decode(list(self._asked.tokens[: max(0, at - BEFORE)]))
-        names = {name for tool in self._asked.tools if (name := tool_name(tool))}
+        names = {name for tool in self._asked.said.tools if (name := tool_name(tool))}
         names -= set(_in_order(names, earlier))
         one, other = (_in_order(names, self._message(tail)[0]) for tail in (ours, theirs))
         both = set(one) & set(other)
@@ -174,7 +173,7 @@ class Parting:
         """In a system message, or in no message at all: the template writes dates, too."""
         lines = self._message(self._ours)[0].strip().splitlines()
         probe = lines[-1][-_PROBE:] if lines else ""  # the first may name the role
-        having = {str(m["role"]) for m in self._asked.messages if probe in str(m["content"])}
+        having = {str(m["role"]) for m in self._asked.said.messages if probe in str(m["content"])}
         return not having or "system" in having
 
     @property
@@ -183,10 +182,10 @@ class Parting:
         at = self._compared.position
         if self._compared.finding is not Finding.OWN:
             return self._asked.agent is None and self._shares_a_message
-        if at >= BLOCK_TOKENS or not self._asked.messages:
+        if at >= BLOCK_TOKENS or not self._asked.said.messages:
             return True
         decode = self._tokenizer.decode
-        first = str(self._asked.messages[0]["content"]).strip()
+        first = str(self._asked.said.messages[0]["content"]).strip()
         if first[:_OPENING] in decode(list(self._asked.tokens[:at])):
             return True
         theirs = decode(self._theirs)  # a change at the very beginning leaves lines that are alike
@@ -196,7 +195,9 @@ class Parting:
     def _shares_a_message(self) -> bool:
         at = self._compared.position
         shared = self._tokenizer.decode(list(self._asked.tokens[max(0, at - NEAR) : at]))
-        said = (str(m["content"]).strip() for m in self._asked.messages if m["role"] != "system")
+        said = (
+            str(m["content"]).strip() for m in self._asked.said.messages if m["role"] != "system"
+        )
         return any(text and text[-_PROBE:] in shared for text in said)
 
 

@@ -4,7 +4,9 @@
 run, `encode` does not.  `TextStream` and `StopMatcher` belong to one sequence, engine thread.
 """
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 
 import jinja2
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -13,6 +15,10 @@ from tokenizers.decoders import DecodeStream
 
 from agent_memory.block import common_tokens, token_bytes
 from agent_memory.errors import BadRequest, ModelRefused
+from agent_memory.model.answers import AnswerReader, Markers
+from agent_memory.request import Conversation, Prompt
+
+_WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 class ChatTokenizer:
@@ -26,36 +32,70 @@ class ChatTokenizer:
         self._backend = backend
         self.end_of_turn = frozenset(int(i) for i in wrapper.eos_token_ids)
         added = backend.get_added_tokens_decoder()
+        added = backend.get_added_tokens_decoder()
         self.special = frozenset(i for i, token in added.items() if token.special)
+        self._markers = Markers.of(wrapper)
+        known = {i: str(added[i].content) for i in self.special}
+        self._silent = frozenset(i for i, name in known.items() if not self._markers.hold(name))
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def tokens_of(self, prompt: Prompt) -> Sequence[int]:
+        """A text's begin as the tokenizer begins texts; tokens are taken as they are."""
+        if isinstance(prompt, Conversation):
+            return self.encode_chat(prompt)
+        return self.encode(prompt, begin=True) if isinstance(prompt, str) else prompt
+
+    def encode_chat(self, conversation: Conversation) -> list[int]:
         """The prompt of a conversation, up to where the model's answer begins."""
-        return self.encode(self.render(messages))
+        return self.encode(self.render(conversation))
 
-    def stable_tokens(self, messages: Sequence[dict[str, str]], prompt: Sequence[int]) -> int:
+    def stable_tokens(self, conversation: Conversation, prompt: Sequence[int]) -> int:
         """How much of a conversation's prompt its next one surely has too: all but what is there
         only to make the model answer, such as an opened thought."""
-        said = self.encode(self.render(messages, add_generation_prompt=False))
+        said = self.encode(self.render(conversation, add_generation_prompt=False))
         return common_tokens(token_bytes(said), token_bytes(prompt))
 
-    def render(
-        self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = True
-    ) -> str:
+    @cached_property
+    def template_words(self) -> frozenset[str]:
+        """Among them the names of all that the chat template asks for."""
+        template = self._wrapper.chat_template
+        sources = template.values() if isinstance(template, dict) else [template or ""]
+        return frozenset(word for source in sources for word in _WORD.findall(source))
+
+    def render(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> str:
         if not self._wrapper.has_chat_template:
             raise BadRequest("This model has no chat template, so it cannot serve conversations.")
         try:
             text: str = self._wrapper.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+                [dict(message) for message in conversation.messages],
+                tools=[dict(tool) for tool in conversation.tools] or None,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **conversation.options,
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError) as error:
             raise BadRequest(
                 f"The model's chat template refuses this conversation: {error}", param="messages"
             ) from error
         return text
 
-    def encode(self, text: str) -> list[int]:
+    def reader(
+        self, prompt: Sequence[int], *, tools: Sequence[object], forced: bool
+    ) -> AnswerReader:
+        """Of the answer to a prompt.  `forced`: it was made to call tools, in our form."""
+        thinks = bool(self.end_of_thought(prompt))
+        return AnswerReader(self._markers, tools, thinks=thinks, forced=forced)
+
+    def end_of_thought(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        """The tokens that end the thought which the prompt has opened; none if it has not."""
+        wrapper = self._wrapper
+        if not wrapper.has_thinking:
+            return ()
+        opened = wrapper.rfind_think_start(prompt) > wrapper.rfind_think_end(prompt)
+        return tuple(wrapper.think_end_tokens) if opened else ()
+
+    def encode(self, text: str, *, begin: bool = False) -> list[int]:
         try:
-            [encoded] = self._backend.encode_batch_fast([text], add_special_tokens=False)
+            [encoded] = self._backend.encode_batch_fast([text], add_special_tokens=begin)
         except (UnicodeEncodeError, TypeError) as error:
             raise BadRequest(
                 "The text holds half a surrogate pair, which is no character.", param="messages"
@@ -72,18 +112,20 @@ class ChatTokenizer:
         return [(i, start) for i, (start, _) in zip(encoded.ids, encoded.offsets, strict=True)]
 
     def stream(self) -> "TextStream":
-        return TextStream(self._backend)
+        return TextStream(self._backend, self._silent)
 
 
 class TextStream:
     """Tokens in, whole characters out; an incomplete one at the very end is never emitted."""
 
-    def __init__(self, backend: Tokenizer) -> None:
+    def __init__(self, backend: Tokenizer, silent: frozenset[int] = frozenset()) -> None:
+        """`silent`: tokens that are no text."""
         self._backend = backend
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._silent = silent
+        self._stream = DecodeStream(skip_special_tokens=False)
 
     def add(self, token: int) -> str:
-        return self._stream.step(self._backend, token) or ""
+        return "" if token in self._silent else self._stream.step(self._backend, token) or ""
 
 
 class StopMatcher:

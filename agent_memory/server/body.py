@@ -5,6 +5,7 @@ thread.  Whatever is wrong is a BadRequest.
 """
 
 import json
+from collections.abc import Collection, Iterator
 from typing import Any, Never
 
 from agent_memory.errors import BadRequest
@@ -72,6 +73,12 @@ class Fields:
         self._values = values
         self._place = place
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
     def place(self, name: str) -> str:
         return f"{self._place}.{name}" if self._place else name
 
@@ -119,6 +126,22 @@ class Fields:
         if value is not None and not isinstance(value, dict):
             self.refuse(name, "an object")
         return Fields(value or {}, self.place(name))
+
+    def each(self, name: str) -> list["Fields"]:
+        """The objects of a list; none of an absent one."""
+        return [
+            Fields(item, f"{self.place(name)}[{n}]")
+            if isinstance(item, dict)
+            else self.refuse(f"{name}[{n}]", "an object")
+            for n, item in enumerate(self.items(name) or [])
+        ]
+
+    def choice(self, name: str, known: Collection[str]) -> str | None:
+        """One of the `known` words."""
+        value = self.text(name)
+        if value is not None and value not in known:
+            self.refuse(name, "one of " + ", ".join(known))
+        return value
 
     def refuse(self, name: str, expected: str) -> Never:
         place = self.place(name)

@@ -1,187 +1,231 @@
-"""POST /v1/chat/completions: from a body to an answer, whole or streamed.
+"""POST /v1/chat/completions: from a body to an answer, whole or streamed, as OpenAI has them.
 
-Knows which events make which answer and what is logged of a request.  Prompts and answers are not.
-Event loop.
+docs/http-api.md lists every field.  Event loop.
 """
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from uuid import uuid4
+from dataclasses import dataclass, field
+from typing import Any
 
-import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from agent_memory.engine.engine import Engine
-from agent_memory.engine.explain import Asked
-from agent_memory.errors import RequestError, Unavailable
-from agent_memory.request import (
-    Delta,
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    GenerateRequest,
-    Priority,
-    Started,
-)
-from agent_memory.server import body, openai, sse
-from agent_memory.server.explain import Explained, Explanations
-from agent_memory.server.gate import RETRY_AFTER_S
-from agent_memory.server.health import unknown_model
-from agent_memory.server.identity import agent_of, priority_of
-from agent_memory.server.openai import ChatAnswer, ChatRequest, Usage
+from agent_memory.model.answers import CallArguments, CallBegins, Part, Thought, Words
+from agent_memory.model.forms import ANY_OBJECT, Form
+from agent_memory.request import Conversation, TokenLogprob
+from agent_memory.server import ask, body, openai, sse
+from agent_memory.server.ask import Ask
+from agent_memory.server.body import Fields
+from agent_memory.server.messages import messages
+from agent_memory.server.openai import error_body, refuse_not_built
 from agent_memory.server.sse import EventStream, WhileConnected
+from agent_memory.server.tools import tools_and_calls
+from agent_memory.server.turn import Begun, Ended, Piece, Turn
 
-LOADING_S = 120.0
+# Fields that would change the answer, with the values that leave it as it is.
+NOT_BUILT: dict[str, tuple[object, ...]] = {
+    "audio": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "web_search_options": (),
+}
 
-log = structlog.get_logger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    ask: Ask
+    stream: bool
+    include_usage: bool
 
 
 async def chat_completions(request: Request) -> Response:
-    engine: Engine = request.state.engine
-    fields = body.parse(await request.body())
-    chat = openai.parse_chat(fields)
-    agent = agent_of(request.headers, fields)
-    priority = priority_of(request.headers, fields)
-    if chat.model not in (None, engine.model_id):
-        raise unknown_model(str(chat.model), engine.model_id)
-    explanations = request.state.explanations
-    turn = Turn(engine, chat, agent, priority, request.state.request_id, explanations)
-    return WhileConnected(turn.streamed() if chat.stream else turn.whole)
+    chat = parse(body.parse(await request.body()), request.headers)
+    turn = Turn(request, chat.ask, "chatcmpl-")
+    if not chat.stream:
+        return WhileConnected(Whole(turn))
+    return WhileConnected(EventStream(_chunks(turn, chat), error_body, turn.headers))
 
 
-class Turn:
-    """One request on its way through the engine, and what has come of it so far."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        chat: ChatRequest,
-        agent: str | None,
-        priority: Priority,
-        request_id: str,
-        explanations: Explanations,
-    ) -> None:
-        self._engine = engine
-        self._chat = chat
-        self._agent = agent
-        self._priority = priority
-        self._request_id = request_id
-        self._explanations = explanations
-        self._id = f"chatcmpl-{uuid4().hex}"
-        self._answer = ChatAnswer(self._id, engine.model_id)
-        self._began = time.monotonic()
-        self._prompt: tuple[int, ...] = ()
-        self._explained: Explained | None = None
-        self._first_token: float | None = None
-        self._num_tokens = 0
-        self._finish: str = FinishReason.CANCELLED
-
-    async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events()) as events:
-            texts = [event.text async for event in events if isinstance(event, Delta)]
-        answer = self._answer.whole("".join(texts), self._finish, self._usage())
-        await JSONResponse(answer, headers=self._headers())(scope, receive, send)
-
-    def streamed(self) -> EventStream:
-        return EventStream(self._chunks(), openai.error_body, self._headers)
-
-    def _headers(self) -> dict[str, str]:
-        """None yet, when a stream must start before its prompt's memory is in place."""
-        return {"X-Cache": self._explained.header} if self._explained else {}
-
-    async def _chunks(self) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._events()) as events:
-            async for event in events:
-                match event:
-                    case Started():
-                        yield sse.event(self._answer.role())
-                    case Delta(text) if text:
-                        yield sse.event(self._answer.delta(text))
-        yield sse.event(self._answer.finish(self._finish))
-        if self._chat.include_usage:
-            yield sse.event(self._answer.usage(self._usage()))
-        yield sse.DONE
-
-    async def _events(self) -> AsyncGenerator[Event, None]:
-        """Events up to a proper end.  Any other end is a RequestError."""
-        try:
-            async with aclosing(self._engine.generate(await self._admitted())) as events:
-                async for event in events:
-                    self._note(event)
-                    yield event
-        except RequestError as error:
-            self._finish = error.code
-            raise
-        finally:
-            self._log()
-
-    async def _admitted(self) -> GenerateRequest:
-        model = await self._engine.wait_ready(LOADING_S)
-        self._prompt = tuple(await self._engine.tokenize(self._chat.messages, self._agent))
-        return GenerateRequest(
-            id=self._id,
-            agent=self._agent,
-            prompt=self._prompt,
-            sampling=self._chat.sampling_over(model.defaults),
-            max_tokens=self._chat.max_tokens,
-            stop=self._chat.stop,
-            priority=self._priority,
-            stable_tokens=await self._engine.stable_tokens(self._chat.messages, self._prompt),
-        )
-
-    def _note(self, event: Event) -> None:
-        match event:
-            case Started():
-                asked = Asked(self._agent, self._prompt, self._chat.messages)
-                self._explained = self._explanations.add(
-                    self._request_id, self._engine.model_id, asked, event, self._engine.tokenizer
-                )
-            case Delta():
-                self._first_token = self._first_token or time.monotonic()
-                self._num_tokens = event.num_tokens
-            case Finished(reason):
-                self._finish, self._num_tokens = reason, event.completion_tokens
-                if reason not in (FinishReason.STOP, FinishReason.LENGTH):
-                    raise _cut_short()
-            case Failed(error):
-                raise error
-
-    def _usage(self) -> Usage:
-        assert self._explained is not None
-        started = self._explained.started
-        return Usage(started.prompt_tokens, started.cached_tokens, self._num_tokens)
-
-    def _log(self) -> None:
-        explained = self._explained
-        started = explained.started if explained else None
-        log.info(
-            "request_done",
-            request_id=self._request_id,
-            agent=self._agent,
-            prompt_tokens=started.prompt_tokens if started else 0,
-            cached_memory=started.from_memory if started else 0,
-            cached_disk=started.from_disk if started else 0,
-            cause=str(explained.cause) if explained else None,
-            matched=started.compared.position if started else 0,
-            restore_ms=round(1000 * started.restore_s, 1) if started else None,
-            completion_tokens=self._num_tokens,
-            ttft_ms=self._ms_until(self._first_token),
-            total_ms=self._ms_until(time.monotonic()),
-            finish=str(self._finish),
-        )
-
-    def _ms_until(self, moment: float | None) -> int | None:
-        return None if moment is None else round(1000 * (moment - self._began))
-
-
-def _cut_short() -> Unavailable:
-    return Unavailable(
-        "The server is shutting down and ended this answer. What was computed is remembered: "
-        "send the request again in a moment.",
-        reason="draining",
-        retry_after=RETRY_AFTER_S,
+def parse(values: dict[str, Any], headers: Mapping[str, str]) -> ChatRequest:
+    """Raises BadRequest naming the field."""
+    fields = Fields(values)
+    refuse_not_built(fields, NOT_BUILT)
+    agent, priority = ask.whose(headers, values)
+    tools, calls = tools_and_calls(fields)
+    short, long = (fields.integer(name, 1) for name in ("max_tokens", "max_completion_tokens"))
+    return ChatRequest(
+        Ask(
+            model=fields.text("model"),
+            agent=agent,
+            priority=priority,
+            prompt=Conversation(messages(fields), tools, ask.options(fields)),
+            effort=fields.choice("reasoning_effort", ask.EFFORTS),
+            max_tokens=short if long is None else long,
+            stop=ask.stops(fields),
+            sampling=ask.sampling(fields),
+            choices=fields.integer("n", 1, ask.MAX_CHOICES) or 1,
+            logprobs=_logprobs(fields),
+            ignore_end=fields.flag("ignore_eos"),
+            form=form_of(fields),
+            calls=calls,
+        ),
+        stream=fields.flag("stream"),
+        include_usage=fields.below("stream_options").flag("include_usage"),
     )
+
+
+def _logprobs(fields: Fields) -> int | None:
+    wanted, top = fields.flag("logprobs"), fields.integer("top_logprobs", 0, ask.MAX_LOGPROBS)
+    if top and not wanted:
+        fields.refuse("top_logprobs", "0 or absent without 'logprobs': true")
+    return top or 0 if wanted else None
+
+
+def form_of(fields: Fields) -> Form | None:
+    told = fields.below("response_format")
+    match told.choice("type", ("text", "json_object", "json_schema")):
+        case "json_object":
+            return Form(ANY_OBJECT)
+        case "json_schema":
+            return ask.form_of(told.below("json_schema"))
+        case None if told:
+            told.refuse("type", "text, json_object or json_schema")
+    return None
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class Message:
+    """One answer, gathered."""
+
+    words: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    reason: str = ""
+
+    def add(self, part: Part) -> None:
+        match part:
+            case Words(text):
+                self.words.append(text)
+            case Thought(text):
+                self.thoughts.append(text)
+            case CallBegins(_, call_id, name):
+                function = {"name": name, "arguments": ""}
+                self.calls.append({"id": call_id, "type": "function", "function": function})
+            case CallArguments(number, text):
+                self.calls[number]["function"]["arguments"] += text
+
+    def wire(self) -> dict[str, Any]:
+        content = "".join(self.words)
+        told: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if self.calls and not content else content,
+            "refusal": None,
+        }
+        if self.thoughts:
+            told["reasoning_content"] = "".join(self.thoughts)
+        if self.calls:
+            told["tool_calls"] = self.calls
+        return told
+
+
+class Whole:
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        turn = self._turn
+        gathered = [Message() for _ in range(turn.ask.choices)]
+        async with aclosing(turn.said()) as said:
+            async for item in said:
+                match item:
+                    case Piece(choice, parts, logprobs):
+                        for part in parts:
+                            gathered[choice].add(part)
+                        gathered[choice].logprobs += shown(logprobs, turn.bytes_of)
+                    case Ended(choice, reason):
+                        gathered[choice].reason = reason
+        answer = {
+            **frame(turn, "chat.completion"),
+            "choices": [self._choice(n, message) for n, message in enumerate(gathered)],
+            "usage": openai.usage(turn.usage()),
+        }
+        await JSONResponse(answer, headers=turn.headers())(scope, receive, send)
+
+    def _choice(self, index: int, message: Message) -> dict[str, Any]:
+        wanted = self._turn.ask.logprobs is not None
+        return {
+            "index": index,
+            "message": message.wire(),
+            "finish_reason": message.reason,
+            "logprobs": {"content": message.logprobs, "refusal": None} if wanted else None,
+        }
+
+
+async def _chunks(turn: Turn, chat: ChatRequest) -> AsyncGenerator[bytes, None]:
+    head = frame(turn, "chat.completion.chunk")
+
+    def chunk(
+        choice: int,
+        delta: dict[str, Any],
+        reason: str | None = None,
+        logprobs: Sequence[TokenLogprob] = (),
+    ) -> bytes:
+        told = {"content": shown(logprobs, turn.bytes_of), "refusal": None} if logprobs else None
+        one = {"index": choice, "delta": delta, "finish_reason": reason, "logprobs": told}
+        usage = {"usage": None} if chat.include_usage else {}
+        return sse.event({**head, "choices": [one], **usage})
+
+    async with aclosing(turn.said()) as said:
+        async for item in said:
+            match item:
+                case Begun():
+                    for choice in range(chat.ask.choices):
+                        yield chunk(choice, {"role": "assistant", "content": ""})
+                case Piece(choice, parts, logprobs):
+                    for n, part in enumerate(parts or [Words("")]):
+                        yield chunk(choice, _delta(part), logprobs=() if n else logprobs)
+                case Ended(choice, reason):
+                    yield chunk(choice, {}, reason)
+    if chat.include_usage:
+        yield sse.event({**head, "choices": [], "usage": openai.usage(turn.usage())})
+    yield sse.DONE
+
+
+def _delta(part: Part) -> dict[str, Any]:
+    match part:
+        case Words(text):
+            return {"content": text}
+        case Thought(text):
+            return {"reasoning_content": text}
+        case CallBegins(number, call_id, name):
+            function = {"name": name, "arguments": ""}
+            call = {"index": number, "id": call_id, "type": "function", "function": function}
+            return {"tool_calls": [call]}
+        case CallArguments(number, text):
+            return {"tool_calls": [{"index": number, "function": {"arguments": text}}]}
+
+
+def frame(turn: Turn, kind: str) -> dict[str, Any]:
+    """The same in every chunk of an answer."""
+    return {"id": turn.id, "object": kind, "created": int(time.time()), "model": turn.model}
+
+
+def shown(
+    logprobs: Sequence[TokenLogprob], bytes_of: Callable[[int], bytes]
+) -> list[dict[str, Any]]:
+    def one(token: int, logprob: float) -> dict[str, Any]:
+        raw = bytes_of(token)
+        return {"token": raw.decode(errors="replace"), "logprob": logprob, "bytes": list(raw)}
+
+    return [
+        {**one(at.token, at.logprob), "top_logprobs": [one(*other) for other in at.top]}
+        for at in logprobs
+    ]

@@ -138,8 +138,8 @@ class Explanations:
 
 
 def _num_bytes(asked: Asked) -> int:
-    texts = sum(sys.getsizeof(str(message["content"])) for message in asked.messages)
-    return texts + len(str(asked.tools)) + 4 * len(asked.tokens) + 4 * NEAR + 1024
+    texts = sum(sys.getsizeof(str(message)) for message in asked.said.messages)
+    return texts + len(str(asked.said.tools)) + 4 * len(asked.tokens) + 4 * NEAR + 1024
 
 
 def _shown(started: Started, cause: Cause) -> Started:
@@ -198,7 +198,7 @@ def _differs(explained: Explained) -> dict[str, Any]:
     """Where the prompt goes on without memory, and what it and the memory say there."""
     asked, tokens = explained.asked, token_ids(explained.tokens)
     compared, tokenizer = explained.started.compared, explained.tokenizer
-    found = place.find(tokenizer, asked.messages, asked.tools, tokens, compared.position)
+    found = place.find(tokenizer, asked.said, tokens, compared.position)
     ahead = token_ids(compared.remembered)
     return {
         "token": compared.position,

@@ -10,6 +10,7 @@ from typing import Any
 from agent_memory.engine.explain import tool_name, where_defined
 from agent_memory.errors import RequestError
 from agent_memory.model.tokenizer import ChatTokenizer
+from agent_memory.request import Conversation
 
 AROUND = 40
 """Characters shown before and after."""
@@ -23,10 +24,10 @@ Field = tuple[int, int, str]
 
 
 def find(
-    tokenizer: ChatTokenizer, messages: Messages, tools: Tools, tokens: list[int], position: int
+    tokenizer: ChatTokenizer, said: Conversation, tokens: list[int], position: int
 ) -> dict[str, Any]:
     """`field` None: the template makes another prompt of it by now, it had the time in it."""
-    rendered = _rendered(tokenizer, messages, tokens)
+    rendered = _rendered(tokenizer, said, tokens)
     if rendered is None:
         before, after = tokens[:position][-_TOKENS_AROUND:], tokens[position:][:_TOKENS_AROUND]
         return {
@@ -37,7 +38,7 @@ def find(
         }
     text, starts = rendered
     at = starts[position]
-    name, within = locate(text, at, messages, tools)
+    name, within = locate(text, at, said.messages, said.tools)
     return {
         "field": name,
         "character": within,
@@ -47,11 +48,11 @@ def find(
 
 
 def _rendered(
-    tokenizer: ChatTokenizer, messages: Messages, tokens: list[int]
+    tokenizer: ChatTokenizer, said: Conversation, tokens: list[int]
 ) -> tuple[str, list[int]] | None:
     """The prompt's text and where in it each token starts."""
     try:
-        text = tokenizer.render([dict(message) for message in messages])
+        text = tokenizer.render(said)
     except RequestError:
         return None
     starts = tokenizer.starts(text)

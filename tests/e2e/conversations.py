@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
+from agent_memory import request
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.model.loader import LoadedModel
 from agent_memory.model.runner import Job
@@ -100,7 +101,7 @@ class Divergence:
 
 def judge(loaded: LoadedModel, messages: Messages, one: str, other: str) -> Divergence:
     """Follow the answer that both begin with, up to where they part."""
-    prompt = loaded.tokenizer.encode_chat(messages)
+    prompt = loaded.tokenizer.encode_chat(request.Conversation(messages))
     kv, text, answer, position = SequenceKV(loaded.proven.spec), loaded.tokenizer.stream(), "", 0
     tokens = prompt
     while True:
@@ -118,7 +119,7 @@ def judge(loaded: LoadedModel, messages: Messages, one: str, other: str) -> Dive
 def plain_answer(loaded: LoadedModel, messages: Messages, max_tokens: int) -> str:
     """mlx-lm alone: its model, its cache, nothing quantized."""
     cache, text, answer = make_prompt_cache(loaded.model), loaded.tokenizer.stream(), ""
-    tokens = loaded.tokenizer.encode_chat(messages)
+    tokens = loaded.tokenizer.encode_chat(request.Conversation(messages))
     for _ in range(max_tokens):
         best = int(mx.argmax(loaded.model(mx.array([tokens]), cache=cache)[0, -1]))
         if best in loaded.tokenizer.end_of_turn:

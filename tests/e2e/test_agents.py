@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from agent_memory.request import Conversation
 from tests.conftest import DEFAULT_KV_BITS, builtin_model, ordinary_text
 from tests.e2e.conversations import Messages, judge
 from tests.process import Server
@@ -68,7 +69,7 @@ class Talk:
 
 
 def encoded(messages: Messages) -> list[int]:
-    return builtin_model(8).tokenizer.encode_chat(messages)
+    return builtin_model(8).tokenizer.encode_chat(Conversation(messages))
 
 
 def ask(server: Server, agent: str, messages: Messages) -> Answer:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent_memory.block import BLOCK_TOKENS
+from agent_memory.request import Conversation
 from tests.conftest import DEFAULT_KV_BITS, builtin_model, ordinary_text
 from tests.e2e.conversations import Messages
 from tests.process import Server
@@ -25,7 +26,7 @@ def prompts() -> tuple[list[Messages], int]:
         [{"role": "system", "content": text}, {"role": "user", "content": f"{n} {REPEAT}"}]
         for n in range(NUM_AGENTS)
     ]
-    tokens = [tokenizer.encode_chat(messages) for messages in asked]
+    tokens = [tokenizer.encode_chat(Conversation(messages)) for messages in asked]
     shared = next(i for i, column in enumerate(zip(*tokens, strict=False)) if len({*column}) > 1)
     return asked, shared
 

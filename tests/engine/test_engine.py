@@ -22,6 +22,7 @@ from agent_memory.errors import (
 )
 from agent_memory.metrics import Metrics
 from agent_memory.request import (
+    Conversation,
     Delta,
     Failed,
     Finished,
@@ -113,7 +114,7 @@ async def ask(
 
 
 async def tokenized(engine: Engine, text: str) -> tuple[int, ...]:
-    return tuple(await engine.tokenize([{"role": "user", "content": text}], None))
+    return tuple(await engine.tokenize(Conversation([{"role": "user", "content": text}]), None))
 
 
 async def test_again_from_memory_and_from_disk_after_a_restart(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from agent_memory.block import Loss, common_tokens, token_bytes
 from agent_memory.engine.engine import Engine
 from agent_memory.engine.explain import Asked, Cause, cause_of
 from agent_memory.engine.witness import SHOWN_TOKENS
-from agent_memory.request import Compared, Finding
+from agent_memory.request import Compared, Conversation, Finding
 from tests.conftest import builtin_model, ordinary_text
 from tests.engine.talks import TALKS, TOOLS, Talk, tool
 from tests.engine.test_engine import ask, running
@@ -29,7 +29,7 @@ async def cause_of_tokens(
     engine: Engine, talk: Talk, tokens: tuple[int, ...], agent: str = "ann"
 ) -> Cause:
     answer = await ask(engine, tokens, agent, max_tokens=1)
-    asked = Asked(agent, tokens, talk.messages, talk.tools)
+    asked = Asked(agent, tokens, Conversation(talk.messages, talk.tools))
     return cause_of(asked, answer.started.compared, engine.tokenizer)
 
 
@@ -171,7 +171,9 @@ def named(before: str, now: str, asked_by: Talk, finding: Finding = Finding.OWN)
     at = common_tokens(token_bytes(remembered), token_bytes(tokens))
     compared = Compared(at, finding, token_bytes(remembered[at : at + SHOWN_TOKENS]))
     agent = "ann" if finding is Finding.OWN else None
-    return cause_of(Asked(agent, tokens, asked_by.messages, asked_by.tools), compared, tokenizer)
+    return cause_of(
+        Asked(agent, tokens, Conversation(asked_by.messages, asked_by.tools)), compared, tokenizer
+    )
 
 
 LATER = {
@@ -266,7 +268,7 @@ def test_dates_and_counters_of_many_kinds(before: str, now: str) -> None:
 
 @pytest.mark.parametrize("loss", Loss)
 def test_every_loss_has_a_cause(loss: Loss) -> None:
-    asked = Asked("ann", [1, 2, 3], [])
+    asked = Asked("ann", [1, 2, 3], Conversation([]))
     compared = Compared(1, Finding.LOST, loss=loss)
     assert cause_of(asked, compared, builtin_model(8).tokenizer) in (
         Cause.EVICTED,
@@ -283,7 +285,10 @@ def test_odd_tokens_have_some_cause() -> None:
         other = [rng.randrange(2048) for _ in range(rng.randrange(1, 40))]
         compared = Compared(rng.randrange(len(tokens)), Finding.OWN, token_bytes(other))
         for said in ([], TALKS[0].messages):
-            assert cause_of(Asked("a", tokens, said, TOOLS), compared, tokenizer) in Cause
+            assert (
+                cause_of(Asked("a", tokens, Conversation(said, TOOLS)), compared, tokenizer)
+                in Cause
+            )
 
 
 @pytest.mark.parametrize(
@@ -302,5 +307,7 @@ def test_going_back_is_the_cause_where_it_costs_most(
     tokens = (tokenizer.encode("Tell me of the sea and its ships. " * 20))[:100]
     finding = Finding.WHOLE if position == 99 else Finding.OWN
     compared = Compared(position, finding, token_bytes([7] * 20), went_back=went_back)
-    asked = Asked("ann", tokens, [{"role": "user", "content": tokenizer.decode(tokens)}])
+    asked = Asked(
+        "ann", tokens, Conversation([{"role": "user", "content": tokenizer.decode(tokens)}])
+    )
     assert cause_of(asked, compared, tokenizer) is cause

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer
 
 from agent_memory import builtin
 from agent_memory.errors import BadRequest
-from agent_memory.model.tokenizer import ChatTokenizer, StopMatcher, TextStream
+from agent_memory.model.tokenizer import ChatTokenizer, StopMatcher
+from agent_memory.request import Conversation
 from tests.conftest import builtin_model
 
 BACKEND = Tokenizer.from_file(str(builtin.PATH / "tokenizer.json"))
@@ -18,7 +19,7 @@ def chat() -> ChatTokenizer:
 
 
 def streamed(tokens: list[int]) -> list[str]:
-    stream = TextStream(BACKEND)
+    stream = chat().stream()
     return [stream.add(token) for token in tokens]
 
 
@@ -68,22 +69,26 @@ def test_special_tokens_are_no_text() -> None:
 
 
 def test_a_conversation_becomes_its_template_and_ends_where_the_answer_begins() -> None:
-    one = chat().encode_chat([{"role": "user", "content": "Hello"}])
+    one = chat().encode_chat(Conversation([{"role": "user", "content": "Hello"}]))
     more = chat().encode_chat(
-        [
-            {"role": "user", "content": "Hello"},
-            {"role": "assistant", "content": "Hi"},
-            {"role": "user", "content": "Bye"},
-        ]
+        Conversation(
+            [
+                {"role": "user", "content": "Hello"},
+                {"role": "assistant", "content": "Hi"},
+                {"role": "user", "content": "Bye"},
+            ]
+        )
     )
     assert more[: len(one)] == one
     assert len(more) > len(one)
-    assert chat().encode_chat([{"role": "user", "content": "Hello!"}])[: len(one)] != one
+    assert (
+        chat().encode_chat(Conversation([{"role": "user", "content": "Hello!"}]))[: len(one)] != one
+    )
 
 
 def test_half_a_surrogate_pair_is_the_callers_fault() -> None:
     with pytest.raises(BadRequest, match="surrogate"):
-        chat().encode_chat([{"role": "user", "content": "\ud83d"}])
+        chat().encode_chat(Conversation([{"role": "user", "content": "\ud83d"}]))
 
 
 # ── stop strings ─────────────────────────────────────────────────────────────────────────────

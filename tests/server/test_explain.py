@@ -7,7 +7,7 @@ import pytest
 
 from agent_memory.block import Loss, common_tokens, token_bytes
 from agent_memory.engine.explain import Asked, Cause
-from agent_memory.request import Compared, Finding, Started
+from agent_memory.request import Compared, Conversation, Finding, Started
 from agent_memory.server import place
 from agent_memory.server.explain import Explanations, described
 from tests.conftest import builtin_model
@@ -22,12 +22,19 @@ MORE = {"role": "user", "content": "What time is it?"}
 Message = dict[str, str]
 
 
+def encoded(messages: list[Message]) -> list[int]:
+    return TOKENIZER.encode_chat(Conversation(messages))
+
+
 def started(compared: Compared, memory: int = 0, disk: int = 0, prompt: int = 100) -> Started:
     return Started(prompt, memory + disk, memory, disk, 0.0125, compared)
 
 
 def compared(before: list[Message], now: list[Message], finding: Finding) -> Compared:
-    one, other = TOKENIZER.encode_chat(before), TOKENIZER.encode_chat(now)
+    one, other = (
+        encoded(before),
+        encoded(now),
+    )
     at = common_tokens(token_bytes(one), token_bytes(other))
     return Compared(at, finding, token_bytes(one[at:]))
 
@@ -40,7 +47,7 @@ def added(
     agent: str | None = "ann",
     finding: Finding = Finding.OWN,
 ) -> Cause:
-    asked = Asked(agent, TOKENIZER.encode_chat(now), now)
+    asked = Asked(agent, encoded(now), Conversation(now))
     event = started(compared(before, now, finding), memory=5)
     return explanations.add(request_id, "builtin", asked, event, TOKENIZER).cause
 
@@ -89,7 +96,7 @@ def test_the_message_is_named(changed: int) -> None:
 
 def test_where_memory_is_lost_the_prompt_is_shown_alone() -> None:
     explanations = Explanations()
-    asked = Asked("ann", TOKENIZER.encode_chat([SYSTEM, HELLO]), [SYSTEM, HELLO])
+    asked = Asked("ann", encoded([SYSTEM, HELLO]), Conversation([SYSTEM, HELLO]))
     lost = started(Compared(3, Finding.LOST, loss=Loss.MISSING))
     explained = explanations.add("r", "builtin", asked, lost, TOKENIZER)
     assert explained.header == "miss; cause=evicted"
@@ -100,7 +107,7 @@ def test_where_memory_is_lost_the_prompt_is_shown_alone() -> None:
 
 def test_a_whole_hit_differs_nowhere() -> None:
     explanations = Explanations()
-    asked = Asked(None, TOKENIZER.encode_chat([HELLO]), [HELLO])
+    asked = Asked(None, encoded([HELLO]), Conversation([HELLO]))
     event = started(Compared(99, Finding.WHOLE), memory=60, disk=39)
     explained = explanations.add("r", "builtin", asked, event, TOKENIZER)
     assert explained.header == "hit; tokens=99/100; ram=60; disk=39"
@@ -108,7 +115,7 @@ def test_a_whole_hit_differs_nowhere() -> None:
 
 
 def test_headers() -> None:
-    asked = Asked(None, TOKENIZER.encode_chat([HELLO]), [HELLO])
+    asked = Asked(None, encoded([HELLO]), Conversation([HELLO]))
     for event, header in (
         (started(Compared(0, Finding.NOTHING)), "miss; cause=never_seen"),
         (
@@ -189,10 +196,10 @@ def test_contents_that_the_template_strips_or_leaves_out() -> None:
 
 
 def test_a_prompt_that_is_rendered_otherwise_by_now() -> None:
-    tokens = TOKENIZER.encode_chat([SYSTEM, HELLO])
-    found = place.find(TOKENIZER, [TUESDAY, HELLO], [], tokens, 8)
+    tokens = encoded([SYSTEM, HELLO])
+    found = place.find(TOKENIZER, Conversation([TUESDAY, HELLO]), tokens, 8)
     assert found["field"] is None and found["character"] is None
-    text = TOKENIZER.render([SYSTEM, HELLO])
+    text = TOKENIZER.render(Conversation([SYSTEM, HELLO]))
     assert found["before"] + found["prompt"] in text
 
 
