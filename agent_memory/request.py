@@ -89,6 +89,7 @@ class Finding(StrEnum):
     OWN = "own"  # the agent's own memory goes on otherwise
     OTHERS = "others"  # what others, or nobody by name, have said goes on otherwise
     NOTHING = "nothing"  # nothing begins like this
+    NOT_LOOKED = "not_looked"  # the prompt is scored, so all of it must be computed
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,14 @@ MAY_IMPORT = {
 
 # Outside packages that only some may import, by the beginning of the path.
 ONLY_IN = {
-    "mlx": ("kvcache/", "model/", "engine/engine.py", "engine/step_loop.py"),
+    "mlx": (
+        "kvcache/",
+        "model/",
+        "engine/engine.py",
+        "engine/drawing.py",
+        "engine/step_loop.py",
+    ),
+    "llguidance": ("model/grammar.py",),
     "mlx_lm": ("model/",),
     "tokenizers": ("model/",),
     "transformers": ("model/",),

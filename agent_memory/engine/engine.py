@@ -33,7 +33,8 @@ from agent_memory.engine.transfer import Transfer
 from agent_memory.errors import AgentMemoryError, Unavailable
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.metrics import Metrics
-from agent_memory.model import loader
+from agent_memory.model import loader, logprobs
+from agent_memory.model.grammar import Constraint, Grammars
 from agent_memory.model.loader import LoadedModel
 from agent_memory.model.tokenizer import ChatTokenizer
 from agent_memory.request import Conversation, Event, Failed, Finished, GenerateRequest, Prompt
@@ -76,6 +77,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loaded: LoadedModel | None = None
         self._steps: StepLoop | None = None  # engine thread
+        self._grammars: Grammars | None = None
         self._settled = asyncio.Event()  # loading has ended, well or not
         self._idle = asyncio.Event()  # the last active request has ended
         self._draining_with = 0  # requests that were here when admission stopped
@@ -167,8 +169,12 @@ class Engine:
         ledger, cost = budget.plan(loaded, config.memory_bytes, config.step_tokens, spare)
         memory = Memory(proven.spec, self._pool, self._store, self._metrics, self._mailbox.send)
         self._store.expect(proven.spec, spare)
-        scheduler = Scheduler(config.step_tokens, MAX_RUNNING)
+        most_scored = logprobs.most_rows(proven.vocab_size)
+        scheduler = Scheduler(config.step_tokens, MAX_RUNNING, most_scored)
         self._loaded = loaded
+        self._grammars = Grammars(
+            loaded.tokenizer.to_json, proven.vocab_size, loaded.tokenizer.end_of_turn
+        )
         self._steps = StepLoop(
             loaded, memory, scheduler, ledger, cost, self._mailbox, self._metrics
         )
@@ -240,16 +246,26 @@ class Engine:
             return 0
         return await asyncio.to_thread(self.tokenizer.stable_tokens, prompt, tokens)
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def constraint(self, grammar: str) -> Constraint:
+        """Compiled in a worker thread; `grammar` as of model/grammar.py.  Raises RequestError."""
+        if self.phase is not Phase.READY or self._grammars is None:
+            raise _draining()
+        self.queue.refuse_when_full()
+        return await asyncio.to_thread(self._grammars.constraint, grammar)
+
+    async def generate(
+        self, request: GenerateRequest, constraint: Constraint | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Events of a request; closing the iterator cancels it.  Raises RequestError at once if it
-        cannot be served; what fails later comes as the event Failed."""
+        cannot be served; what fails later comes as the event Failed.  The constraint, which the
+        answer keeps to, is this request's alone from now on."""
         if self.phase is not Phase.READY or self.model is None or self._steps is None:
             raise _draining()
         limits.check(request, self.model)
         stream, ended, began = Stream(), False, time.monotonic()
         self.queue.enter()
         try:
-            self._mailbox.send(partial(self._steps.submit, request, stream))
+            self._mailbox.send(partial(self._steps.submit, request, stream, constraint))
             while not ended:
                 event = await stream.get()
                 ended = isinstance(event, Finished | Failed)
@@ -314,6 +330,7 @@ class Engine:
         def drop() -> None:
             self._steps = None
             self._loaded = None
+            self._grammars = None
             gc.unfreeze()
             gc.collect()
 

@@ -53,6 +53,7 @@ class Cause(StrEnum):
     DAMAGED_FILE = "damaged_file"
     NEVER_SEEN = "never_seen"
     BACK_TO_CHECKPOINT = "back_to_checkpoint"
+    PROMPT_SCORED = "prompt_scored"
 
 
 _LOST = {
@@ -66,6 +67,7 @@ _FOUND = {
     Finding.WHOLE: Cause.NONE,
     Finding.OTHER_MODEL: Cause.OTHER_MODEL,
     Finding.NOTHING: Cause.NEVER_SEEN,
+    Finding.NOT_LOOKED: Cause.PROMPT_SCORED,
 }
 
 

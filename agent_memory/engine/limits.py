@@ -16,6 +16,7 @@ from agent_memory.errors import (
 from agent_memory.request import GenerateRequest, SamplingParams
 
 MAX_RETRY_S = 60
+MAX_LOGPROBS = 20
 NEWEST_SHARE = 0.1
 """Of the mean time a request takes, what the newest one counts."""
 
@@ -51,12 +52,29 @@ def check(request: GenerateRequest, model: ModelInfo) -> None:
             f"{model.vocab_size} tokens.",
             param="top_k",
         )
+    _check_tokens(request, model)
     if len(request.prompt) >= model.context_length:
         raise ContextLengthExceeded(len(request.prompt), model.context_length)
     room = model.context_length - len(request.prompt)
     tokens = tokens_to_begin(len(request.prompt), min(request.max_tokens or room, room))
     if tokens > model.most_tokens:
         raise MemoryExceeded(len(request.prompt), tokens, model.most_tokens)
+
+
+def _check_tokens(request: GenerateRequest, model: ModelInfo) -> None:
+    """What is asked of single tokens."""
+    if any(not 0 <= token < model.vocab_size for token, _ in request.sampling.logit_bias):
+        raise BadRequest(
+            f"logit_bias names token ids outside 0 to {model.vocab_size - 1}, which the model "
+            "does not know.",
+            param="logit_bias",
+        )
+    if request.logprobs is not None and not 0 <= request.logprobs <= MAX_LOGPROBS:
+        raise BadRequest(
+            f"Of 0 to {MAX_LOGPROBS} most likely tokens the logprobs can be had, not of "
+            f"{request.logprobs}.",
+            param="logprobs",
+        )
 
 
 class Queue:

@@ -34,7 +34,8 @@ class Stream:
     def put(self, event: Event) -> None:
         last = self._events[-1] if len(self._events) >= MAX_EVENTS else None
         if isinstance(last, Delta) and isinstance(event, Delta):
-            self._events[-1] = Delta(last.text + event.text, event.num_tokens)
+            logprobs = last.logprobs + event.logprobs
+            self._events[-1] = Delta(last.text + event.text, event.num_tokens, logprobs)
         else:
             self._events.append(event)
         if self._waiting is not None and not self._waiting.done():

@@ -71,7 +71,7 @@ class Memory:
         return self._matching.usable(self._matching.kv_of(tokens))
 
     def remembered(self, seq: Sequence) -> int:
-        spans = self.match(seq.tokens)
+        spans = self.match(seq.matchable)
         return spans[-1].start + spans[-1].count if spans else 0
 
     def expect(self, agent_id: str) -> None:
@@ -99,7 +99,7 @@ class Memory:
     def begin(self, seq: Sequence) -> Restored | None:
         """Give the sequence its KV now, or (None) when its blocks have been brought together."""
         seq.looked_at = time.monotonic()
-        found = self._matching.kv_of(seq.tokens)
+        found = self._matching.kv_of(seq.matchable)
         spans = self._matching.usable(found)
         seq.compared = self._compare(seq, found, sum(span.count for span in spans))
         if not spans:
@@ -116,6 +116,8 @@ class Memory:
 
     def _compare(self, seq: Sequence, found: list[Span], usable: int) -> Compared:
         matched = sum(span.count for span in found)
+        if seq.still_to_score:
+            return Compared(matched, Finding.NOT_LOOKED)
         blocks = [span.block for span in found]
         wanted = seq.prompt_bytes[:-4]
         compared = self.witness.compare(seq.request.agent, wanted, matched, blocks)
@@ -236,7 +238,7 @@ class Memory:
 
     def needs(self, seq: Sequence) -> int:
         """Tokens of new memory that it takes, run and tail, if it begins now."""
-        spans = self.match(seq.tokens)
+        spans = self.match(seq.matchable)
         if not spans:
             return in_blocks(seq.reserve)
         matched = spans[-1].start + spans[-1].count

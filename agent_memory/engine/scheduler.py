@@ -36,8 +36,10 @@ class Work(NamedTuple):
 
 
 class Scheduler:
-    def __init__(self, step_tokens: int, max_running: int) -> None:
+    def __init__(self, step_tokens: int, max_running: int, most_scored: int | None = None) -> None:
+        """`most_scored`: rows of prompts that are scored, in one step."""
         self.step_tokens = step_tokens
+        self.most_scored = most_scored or step_tokens
         self.max_running = max_running
         self.waiting: list[Sequence] = []
         self.admitted: list[Sequence] = []  # restoring and running, in order of admission
@@ -122,7 +124,10 @@ class Scheduler:
         return seq.awaits is not None
 
     def shared_with(self, seq: Sequence) -> Awaited | None:
-        """The running sequence with which `seq` shares most of its prompt, if it is much."""
+        """The running sequence with which `seq` shares most of its prompt, if it is much, and if
+        `seq` may have it from memory."""
+        if seq.still_to_score:
+            return None
         shared = [
             Awaited(other, common_tokens(seq.prompt_bytes[:-4], other.prompt_bytes))
             for other in self.admitted
@@ -149,11 +154,14 @@ class Scheduler:
         if accused:
             ready = accused[:1]
         step: list[Work] = []
-        left = self.step_tokens
+        left, to_score = self.step_tokens, self.most_scored
         for seq in sorted(ready, key=lambda s: (s.to_compute > 1, self._order(s))):
             if left == 0:
                 break
-            num_tokens = min(seq.most_at_once, left)
+            num_tokens = min(seq.most_at_once, left, to_score if seq.is_scoring else left)
+            if not num_tokens:
+                continue
+            to_score -= num_tokens if seq.is_scoring else 0
             step.append(Work(seq, num_tokens, num_tokens == seq.to_compute))
             left -= num_tokens
         for work in step:

@@ -19,6 +19,7 @@ launched behind another), so
 Invariants: num_committed <= kv.length <= len(tokens) + in_flight; nothing leaves FINISHED.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from typing import NamedTuple
 from agent_memory.block import BLOCK_TOKENS, Block, token_bytes
 from agent_memory.engine.mailbox import Stream
 from agent_memory.kvcache.sequence_kv import SequenceKV
+from agent_memory.model.grammar import Constraint
 from agent_memory.model.sampler import Draw
 from agent_memory.model.tokenizer import StopMatcher, TextStream
 from agent_memory.request import Compared, FinishReason, GenerateRequest, Priority
@@ -66,6 +68,7 @@ class Sequence:
         draw: Callable[[int], Draw],
         end_of_turn: frozenset[int],
         text: TextStream,
+        constraint: Constraint | None = None,
     ) -> None:
         assert request.prompt and max_new > 0
         self.request = request
@@ -74,6 +77,9 @@ class Sequence:
         self.draw = draw
         self.end_of_turn = end_of_turn
         self.text = text
+        self.constraint = constraint  # has accepted what was generated, and nothing else
+        self.counts = Counter[int]()  # how often each token was generated
+        self.num_scored = 1  # of the prompt's tokens: their logprobs were sent; the first has none
         self.stop = StopMatcher(request.stop)
         self.state = State.WAITING
         self.tokens = list(request.prompt)
@@ -110,6 +116,28 @@ class Sequence:
         return len(self.tokens) - self.num_prompt
 
     @property
+    def follows(self) -> bool:
+        """How its next token is drawn depends on the one before it."""
+        asked = self.request.sampling
+        penalized = asked.frequency_penalty or asked.presence_penalty
+        return self.constraint is not None or bool(penalized)
+
+    @property
+    def is_scoring(self) -> bool:
+        """What it computes next is of its prompt, and somebody wants to know how likely it is."""
+        return self.still_to_score and self.kv is not None and self.kv.length + 1 < self.num_prompt
+
+    @property
+    def still_to_score(self) -> bool:
+        return self.request.prompt_logprobs and self.num_scored < self.num_prompt
+
+    @property
+    def matchable(self) -> list[int]:
+        """The tokens that may be looked for in memory, where the last one's KV never counts: what
+        is to be scored must be computed."""
+        return self.tokens[: self.num_scored] if self.still_to_score else self.tokens
+
+    @property
     def num_committed(self) -> int:
         """Only the last block of a chain may be partial."""
         full = BLOCK_TOKENS * len(self.chain)
@@ -136,20 +164,29 @@ class Sequence:
     def accept(self, token: int) -> str:
         """Take a sampled token -> the text that is final with it.  May set `finish_reason`."""
         assert self.in_flight > 0 and self.finish_reason is None
-        ends = token in self.end_of_turn
-        added = "" if ends else self.text.add(token)  # first: what raises has changed nothing here
+        silent = token in self.end_of_turn
+        added = "" if silent else self.text.add(token)  # first: what raises changed nothing here
         self.in_flight -= 1
         self.tokens.append(token)
-        if ends:
+        self.counts[token] += 1
+        if self.ends(token):
             self.finish_reason = FinishReason.STOP
             return self.stop.rest()
+        if self.constraint is not None:
+            self.constraint.accept(token)
         text = self.stop.add(added)
         if self.stop.hit:
             self.finish_reason = FinishReason.STOP
+        elif self.constraint is not None and self.constraint.is_over:
+            self.finish_reason = FinishReason.STOP
+            text += self.stop.rest()
         elif self.num_generated >= self.max_new:
             self.finish_reason = FinishReason.LENGTH
             text += self.stop.rest()
         return text
+
+    def ends(self, token: int) -> bool:
+        return token in self.end_of_turn and not self.request.ignore_end
 
     def rewind(self) -> None:
         """Back to waiting with everything known; what was computed and not committed is lost."""
@@ -159,6 +196,7 @@ class Sequence:
         self.chain = []
 
     def check(self) -> None:
+        assert self.counts.total() == self.num_generated and self.num_scored <= self.num_prompt
         if self.kv is not None and self.state is State.RUNNING:
             assert self.num_committed <= self.kv.length <= len(self.tokens) + self.in_flight
             self.kv.check()

@@ -7,6 +7,9 @@ prepares.  So a sequence that turns out to have ended is in one more step, which
 its last token and sampled one that nobody takes.  A step with a first token in it is settled before
 the next is launched: who has waited longest does not wait for that too.
 
+Where a token's choice depends on the one before it, by a grammar or a penalty, only the forward of
+a step is launched first; then the step before is settled, and then the tokens are drawn.
+
 A step that raises ends at most one request.  Everyone in it is accused: rewound to what was
 committed and computed once alone; who raises alone is at fault.  Those who were only in the step
 behind it are rewound, not accused.
@@ -17,12 +20,11 @@ lost, what was computed is committed, and its answer goes on where it stopped.  
 
 import secrets
 import time
-from dataclasses import dataclass
 
 import mlx.core as mx
-import numpy as np
 import structlog
 
+from agent_memory.engine.drawing import Flight, Piece, draw
 from agent_memory.engine.ledger import Ledger
 from agent_memory.engine.mailbox import Mailbox, Stream
 from agent_memory.engine.memory import Memory
@@ -30,11 +32,12 @@ from agent_memory.engine.restore import Restored
 from agent_memory.engine.room import Cost, Room
 from agent_memory.engine.scheduler import Scheduler, Work
 from agent_memory.engine.sequence import Sequence, State
-from agent_memory.errors import EngineFailed
+from agent_memory.errors import EngineFailed, RequestError
 from agent_memory.metrics import Metrics
+from agent_memory.model.grammar import Constraint
 from agent_memory.model.loader import LoadedModel
 from agent_memory.model.runner import Job
-from agent_memory.model.sampler import draw_for, sample
+from agent_memory.model.sampler import draw_for
 from agent_memory.request import (
     Delta,
     Event,
@@ -42,26 +45,15 @@ from agent_memory.request import (
     Finished,
     FinishReason,
     GenerateRequest,
+    Scored,
     Started,
+    TokenLogprob,
 )
 
 RESTORE_BYTES_PER_TURN = 64 << 20
 MAX_ACCUSATIONS = 3
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class Flight:
-    """A launched step.  `rows[seq]` is the row of `tokens` with its sampled token."""
-
-    seqs: list[Sequence]
-    rows: dict[Sequence, int]
-    tokens: mx.array
-
-    @property
-    def has_first_token(self) -> bool:
-        return any(seq.num_generated == 0 for seq in self.rows)
 
 
 class StepLoop:
@@ -96,7 +88,9 @@ class StepLoop:
 
     # ── requests come and go ─────────────────────────────────────────────────────────────────
 
-    def submit(self, request: GenerateRequest, stream: Stream) -> None:
+    def submit(
+        self, request: GenerateRequest, stream: Stream, constraint: Constraint | None = None
+    ) -> None:
         """The request has been validated: its prompt fits and its parameters are in range."""
         room = self.loaded.context_length - len(request.prompt)
         seed = request.sampling.seed
@@ -111,6 +105,7 @@ class StepLoop:
             ),
             end_of_turn=self.loaded.tokenizer.end_of_turn,
             text=self.loaded.tokenizer.stream(),
+            constraint=constraint,
         )
         self._submitted[seq] = time.monotonic()
         self._metrics.prompt_tokens.inc(seq.num_prompt)
@@ -169,8 +164,7 @@ class StepLoop:
         self._mailbox.flush()  # their answers' heads are made while the step is computed
         self._grow()
         if self._flight is not None and self._flight.has_first_token:
-            first, self._flight = self._flight, None
-            self._settle(first)
+            self._settle_flight()
             self._mailbox.flush()
         work = self.scheduler.next_step()
         launched = self._launch(work) if work else None
@@ -218,9 +212,7 @@ class StepLoop:
 
     def _preempt(self, seq: Sequence) -> None:
         """Back to waiting.  It may turn out to have ended."""
-        last, self._flight = self._flight, None
-        if last is not None:
-            self._settle(last)
+        self._settle_flight()
         if seq.state is not State.RUNNING:
             return
         try:
@@ -257,54 +249,70 @@ class StepLoop:
     def _launch(self, work: list[Work]) -> Flight | None:
         seqs = [w.seq for w in work]
         try:
-            logits = self.loaded.runner.forward([self._job(w) for w in work])
-            sampling = [w.seq for w in work if w.samples]
-            if sampling:
-                tokens = sample(logits, [s.draw(len(s.tokens) + s.in_flight) for s in sampling])
-            else:
-                tokens = mx.argmax(logits)  # nothing is wanted, but everything must be computed
-            mx.async_eval(tokens)
+            pieces = [Piece.of(w) for w in work]
+            logits = self.loaded.runner.forward([self._job(piece) for piece in pieces])
+            if any(piece.follows for piece in pieces):
+                mx.async_eval(logits)
+                if not self._settle_flight():
+                    self._rewind(seqs)
+                    return None
+            flight = draw(logits, pieces, self._fail)
+            flight.send()
         except Exception as error:
             self._accuse(seqs, error)
             return None
         self._metrics.steps.inc()
-        for seq in sampling:
+        for seq in flight.rows:
             seq.in_flight += 1
-        return Flight(seqs, {seq: row for row, seq in enumerate(sampling)}, tokens)
+        return flight
 
-    def _job(self, work: Work) -> Job:
+    def _job(self, piece: Piece) -> Job:
         """The rows' token ids; a decode row's may still be on its way out of the last step."""
-        seq, count, samples = work
+        seq, start = piece.seq, piece.start
         assert seq.kv is not None
-        start = seq.kv.length
         if start < len(seq.tokens):
-            return Job(seq.kv, seq.tokens[start : start + count], int(samples))
-        assert self._flight is not None and count == 1
+            return Job(seq.kv, seq.tokens[start : start + piece.num_tokens], piece.num_logits)
+        assert self._flight is not None and piece.num_tokens == 1
         row = self._flight.rows[seq]
-        return Job(seq.kv, self._flight.tokens[row : row + 1], int(samples))
+        return Job(seq.kv, self._flight.tokens[row : row + 1], piece.num_logits)
+
+    def _settle_flight(self) -> bool:
+        """The step under way, if there is one."""
+        last, self._flight = self._flight, None
+        return last is None or self._settle(last)
 
     def _settle(self, flight: Flight) -> bool:
         """Read the sampled tokens and pass them on; False if the step turns out to have failed."""
         try:
-            tokens = np.array(flight.tokens)  # waits for the step
+            settled = flight.read()
+            for seq, first, logprobs in settled.prompts:
+                if seq.state is State.RUNNING:
+                    self._tell_scores(seq, first, logprobs)
             for seq in flight.seqs:
                 if seq.state is State.RUNNING:
                     seq.alone = False
-                    row = flight.rows.get(seq)
-                    self._advance(seq, None if row is None else int(tokens[row]))
+                    self._advance(seq, settled.tokens.get(seq), settled.logprobs.get(seq))
         except Exception as error:
             self._accuse(flight.seqs, error)
             return False
         return True
 
-    def _advance(self, seq: Sequence, token: int | None) -> None:
+    def _tell_scores(self, seq: Sequence, first: int, logprobs: list[TokenLogprob]) -> None:
+        """Of the prompt from `first` on; what was told before it was rewound is not told again."""
+        assert first <= seq.num_scored
+        if new := logprobs[seq.num_scored - first :]:
+            seq.num_scored += len(new)
+            self._emit(seq, Scored(tuple(new)))
+
+    def _advance(self, seq: Sequence, token: int | None, logprob: TokenLogprob | None) -> None:
         if token is not None:
             text = seq.accept(token)
             self._metrics.generated_tokens.inc()
             if submitted := self._submitted.pop(seq, None):
                 self._metrics.time_to_first_token.observe(time.monotonic() - submitted)
-            if text:
-                self._emit(seq, Delta(text, seq.num_generated))
+            logprobs = (logprob,) if logprob and not seq.ends(token) else ()
+            if text or logprobs:
+                self._emit(seq, Delta(text, seq.num_generated, logprobs))
             if seq.finish_reason:
                 self._finish(seq, seq.finish_reason)
                 return
@@ -355,16 +363,12 @@ class StepLoop:
                 self.scheduler.readmit(seq)
                 self.room.release(seq)
 
-    def _fail(self, seq: Sequence) -> None:
-        self._emit(
-            seq,
-            Failed(
-                EngineFailed(
-                    "Computing this request failed; the server goes on. The log names the error "
-                    f"under request id {seq.request.id}."
-                )
-            ),
+    def _fail(self, seq: Sequence, error: RequestError | None = None) -> None:
+        unexplained = EngineFailed(
+            "Computing this request failed; the server goes on. The log names the error "
+            f"under request id {seq.request.id}."
         )
+        self._emit(seq, Failed(error or unexplained))
         self._leave(seq, "failed")
         seq.kv = None
 

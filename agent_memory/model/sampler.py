@@ -2,12 +2,17 @@
 
 Each request draws from its own random sequence, a function of its seed and the position alone, so
 what else is in the batch, a restore or a restart changes nothing.  Engine thread only.
+
+    logits  ─►  bias  ─►  penalties  ─►  what is allowed  ─►  temperature and filters  ─►  token
+
+A row that none of it concerns is drawn from the model's own logits, bit for bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.sample_utils import make_sampler
 
 from agent_memory.request import SamplingParams
@@ -19,38 +24,87 @@ LEAST_TEMPERATURE = 1e-6
 _GOLDEN = 0x9E3779B97F4A7C15  # spreads neighbouring positions over 64 bits
 
 
+class Shift(NamedTuple):
+    """What is added to the logits of some tokens: ids [n] and amounts [n]; an id may come twice."""
+
+    ids: mx.array
+    amounts: mx.array
+
+
 class Draw(NamedTuple):
-    """How one row's token is chosen.  `sampler` None takes the most likely."""
+    """How one row's token is chosen.  `sampler` None takes the most likely; `allowed`: of the
+    vocabulary, None all of it."""
 
     sampler: Sampler | None
     seed: int
+    bias: Shift | None = None
+    penalties: Shift | None = None
+    allowed: np.ndarray | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        return self.bias is None and self.penalties is None and self.allowed is None
 
 
 def draw_for(params: SamplingParams, seed: int, vocab_size: int) -> Callable[[int], Draw]:
     """-> a function from the position of the wanted token to its draw."""
+    bias = _bias(params)
     if params.temperature < LEAST_TEMPERATURE:
-        return lambda _position: Draw(None, 0)
+        return lambda _position: Draw(None, 0, bias)
     sampler = make_sampler(
         temp=params.temperature,
         top_p=params.top_p,
         min_p=params.min_p,
         top_k=params.top_k if params.top_k < vocab_size else 0,  # all of them: no filter
     )
-    return lambda position: Draw(sampler, (seed + position * _GOLDEN) % 2**64)
+    return lambda position: Draw(sampler, (seed + position * _GOLDEN) % 2**64, bias)
+
+
+def _bias(params: SamplingParams) -> Shift | None:
+    if not params.logit_bias:
+        return None
+    ids, amounts = zip(*params.logit_bias, strict=True)
+    return Shift(mx.array(ids), mx.array(amounts, mx.float32))
+
+
+def penalties(params: SamplingParams, counts: Mapping[int, int]) -> Shift | None:
+    """`counts`: how often each token has been generated."""
+    if not counts or not (params.frequency_penalty or params.presence_penalty):
+        return None
+    times = np.fromiter(counts.values(), np.float32, len(counts))
+    amounts = -params.presence_penalty - params.frequency_penalty * times
+    ids = np.fromiter(counts, np.int32, len(counts))
+    return Shift(mx.array(ids), mx.array(amounts.astype(np.float32)))
 
 
 def sample(logits: mx.array, draws: Sequence[Draw]) -> mx.array:
     """logits [rows, vocab] -> token ids [rows], not evaluated."""
     assert logits.shape[0] == len(draws)
     best = mx.argmax(logits, axis=-1)
-    if all(draw.sampler is None for draw in draws):
+    if all(draw.sampler is None and draw.is_plain for draw in draws):
         return best
-    rows = []
-    for i, (sampler, seed) in enumerate(draws):
-        if sampler is None:
-            rows.append(best[i : i + 1])
-        else:
-            row = logits[i : i + 1].astype(mx.float32)
-            mx.random.seed(seed)
-            rows.append(sampler(row - mx.logsumexp(row, axis=-1, keepdims=True)))
-    return mx.concatenate(rows)
+    return mx.concatenate(
+        [_one(logits[i : i + 1], best[i : i + 1], d) for i, d in enumerate(draws)]
+    )
+
+
+def _one(row: mx.array, best: mx.array, draw: Draw) -> mx.array:
+    """logits [1, vocab] and the most likely token [1] -> the token [1]."""
+    if not draw.is_plain:
+        row = _changed(row.astype(mx.float32), draw)
+        best = mx.argmax(row, axis=-1)
+    if draw.sampler is None:
+        return best
+    row = row.astype(mx.float32)
+    mx.random.seed(draw.seed)
+    drawn: mx.array = draw.sampler(row - mx.logsumexp(row, axis=-1, keepdims=True))
+    return drawn
+
+
+def _changed(row: mx.array, draw: Draw) -> mx.array:
+    for shift in (draw.bias, draw.penalties):
+        if shift is not None:
+            row = row.at[:, shift.ids].add(shift.amounts)
+    if draw.allowed is not None:
+        row = mx.where(mx.array(draw.allowed), row, -mx.inf)
+    return row

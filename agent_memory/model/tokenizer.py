@@ -111,6 +111,10 @@ class ChatTokenizer:
         [encoded] = self._backend.encode_batch([text], add_special_tokens=False)
         return [(i, start) for i, (start, _) in zip(encoded.ids, encoded.offsets, strict=True)]
 
+    def to_json(self) -> str:
+        """As in a tokenizer.json, with what was added to it."""
+        return self._backend.to_str()
+
     def stream(self) -> "TextStream":
         return TextStream(self._backend, self._silent)
 

@@ -43,6 +43,7 @@ MEANING = {
     Cause.NEVER_SEEN: "Nothing remembered goes on like this.",
     Cause.BACK_TO_CHECKPOINT: "All of it is remembered, but the model's recurrent layers go on "
     "from checkpoints only, and the last one is further back.",
+    Cause.PROMPT_SCORED: "Logprobs of the prompt were asked for, so all of it was computed.",
 }
 
 log = structlog.get_logger(__name__)
