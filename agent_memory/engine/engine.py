@@ -246,12 +246,17 @@ class Engine:
             return 0
         return await asyncio.to_thread(self.tokenizer.stable_tokens, prompt, tokens)
 
-    async def constraint(self, grammar: str) -> Constraint:
-        """Compiled in a worker thread; `grammar` as of model/grammar.py.  Raises RequestError."""
+    def bytes_of(self, token: int) -> bytes:
+        assert self._grammars is not None
+        return self._grammars.bytes_of(token)
+
+    async def constraint(self, grammar: str, opening: tuple[int, ...] = ()) -> Constraint:
+        """Compiled in a worker thread; `grammar` and `opening` as of model/grammar.py.  Raises
+        RequestError."""
         if self.phase is not Phase.READY or self._grammars is None:
             raise _draining()
         self.queue.refuse_when_full()
-        return await asyncio.to_thread(self._grammars.constraint, grammar)
+        return await asyncio.to_thread(self._grammars.constraint, grammar, opening)
 
     async def generate(
         self, request: GenerateRequest, constraint: Constraint | None = None

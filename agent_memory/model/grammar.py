@@ -7,7 +7,7 @@ thread, and compiling takes a while, so a worker's.  A `Constraint`: one thread 
 
 import json
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from agent_memory.errors import BadRequest
 
-MAX_GRAMMAR_BYTES = 64 << 10
-STACK_BYTES = 256 << 20
+MAX_GRAMMAR_BYTES = 128 << 10
+STACK_BYTES = 512 << 20
 """Of a thread that compiles: references to references are followed by recursion, some 4 KB each,
 and a text of MAX_GRAMMAR_BYTES has at most so many.  Only pages that are touched count."""
 LIMITS = LLParserLimits(
@@ -54,15 +54,33 @@ def lark(text: str) -> str:
 class Constraint:
     """What may follow what was accepted so far, and nothing else: a function of these tokens.
 
-    A grammar that turns out to be too complex on the way raises in `mask`, not in `accept`.
+    A grammar that turns out to be too complex on the way raises in `mask`, not in `accept`.  With
+    `opening`, tokens that must come first, anything but an end may come before these.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocab_size: int,
+        end_of_turn: Sequence[int],
+        opening: tuple[int, ...] = (),
+    ) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self._end_of_turn = end_of_turn
+        self._opening = opening
+        self._last: tuple[int, ...] = ()  # tokens, while the opening has not come
+
+    @property
+    def _is_open(self) -> bool:
+        return self._last == self._opening
 
     def mask(self) -> np.ndarray:
         """bool [vocab_size]; some token is allowed.  Raises BadRequest."""
+        if not self._is_open:
+            anything = np.ones(self._vocab_size, bool)
+            anything[self._end_of_turn] = False
+            return anything
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             raise _too_complex(self._matcher.get_error())
@@ -74,7 +92,10 @@ class Constraint:
         return allowed
 
     def accept(self, token: int) -> None:
-        self._matcher.consume_token(token)
+        if self._is_open:
+            self._matcher.consume_token(token)
+        else:
+            self._last = (*self._last, token)[-len(self._opening) :]
 
     @property
     def is_over(self) -> bool:
@@ -82,7 +103,10 @@ class Constraint:
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def copy(self) -> "Constraint":
-        return Constraint(self._matcher.deep_copy(), self._vocab_size)
+        assert not self._last
+        return Constraint(
+            self._matcher.deep_copy(), self._vocab_size, self._end_of_turn, self._opening
+        )
 
 
 class Grammars:
@@ -98,7 +122,11 @@ class Grammars:
         self._tokenizer: LLTokenizer | None = None
         self._building = threading.Lock()
 
-    def constraint(self, grammar: str) -> Constraint:
+    def bytes_of(self, token: int) -> bytes:
+        """Of a token's text, which may be a part of a character."""
+        return bytes(self._built().decode_bytes([token]))
+
+    def constraint(self, grammar: str, opening: tuple[int, ...] = ()) -> Constraint:
         """Raises BadRequest with what is wrong with the grammar."""
         if len(grammar.encode("utf-8", "replace")) > MAX_GRAMMAR_BYTES:
             raise _refused(f"The grammar has more than {MAX_GRAMMAR_BYTES} bytes. Simplify it.")
@@ -110,9 +138,8 @@ class Grammars:
         [matcher] = matchers
         if matcher.is_error():
             raise _refused(f"The grammar cannot be used: {matcher.get_error().strip()}")
-        constraint = Constraint(matcher, self._vocab_size)
-        _try_out(constraint.copy())
-        return constraint
+        _try_out(Constraint(matcher.deep_copy(), self._vocab_size, self._end_of_turn))
+        return Constraint(matcher, self._vocab_size, self._end_of_turn, opening)
 
     def _built(self) -> LLTokenizer:
         with self._building:

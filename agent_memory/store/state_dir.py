@@ -4,7 +4,8 @@ Knows names, permissions and who holds the lock.  Knows nothing of what the file
 only light modules: it runs before anything heavy, so that a second server leaves at once.  Any
 thread; `open` and `close` belong to whoever owns the process.
 
-    LOCK  VERSION  index.db  blocks/ab/<64 hex>.safetensors  tmp/  quarantine/  run/  set-aside-<n>/
+    LOCK  VERSION  index.db  blocks/ab/<64 hex>.safetensors  tmp/  quarantine/  run/  documents/
+    set-aside-<n>/
 """
 
 import fcntl
@@ -31,6 +32,7 @@ class StateDir:
         self.tmp = path / "tmp"
         self.quarantine = path / "quarantine"
         self.run = path / "run"
+        self.documents = path / "documents"
 
     @classmethod
     def open(cls, path: Path) -> "StateDir":

@@ -89,7 +89,7 @@ def rebuild(state: StateDir) -> Amount:
 
 def wipe(state: StateDir) -> Amount:
     """Delete everything that is remembered.  The lock and settings stay."""
-    doomed = [*state.store_paths(), *state.path.glob("set-aside-*")]
+    doomed = [*state.store_paths(), state.documents, *state.path.glob("set-aside-*")]
     amount = Amount()
     for path in doomed:
         found = contents(path) if path.is_dir() else Amount(0, _size(path))

@@ -158,7 +158,7 @@ def test_the_builtin_template_knows_tools_and_writes_calls_as_they_are_forced() 
     made = ChatTokenizer(load_tokenizer(builtin.PATH))
     assert "tools" in made.template_words
     call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": {"a": [1]}}}
-    asked = [
+    asked: list[dict[str, object]] = [
         {"role": "user", "content": "Add"},
         {"role": "assistant", "content": "", "tool_calls": [call, call]},
         {"role": "tool", "content": "1", "tool_call_id": "c"},

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_memory.errors import BadRequest, ContextLengthExceeded, UnsupportedParameter
-from agent_memory.model.answers import CallArguments, CallBegins, Thought, Words
+from agent_memory.model.answers import CallArguments, CallBegins, Part, Thought, Words
 from agent_memory.model.forms import ANY_OBJECT, Form, Tool
 from agent_memory.request import Conversation, Priority, SamplingParams
 from agent_memory.server import ask, openai
@@ -291,7 +291,7 @@ def test_tools_and_who_chooses(more: dict[str, Any], calls: Calls) -> None:
         ({"type": "function", "function": {"name": "a b"}}, ".function.name"),
         (
             {"type": "function", "function": {**ADD, "parameters": []}},
-            "tools[0].function.parameters",
+            ".function.parameters",
         ),
         ({"type": "function", "function": {**ADD, "strict": 1}}, ".function.strict"),
     ],
@@ -331,12 +331,12 @@ def test_forms_of_answers(asked: dict[str, Any], form: Form | None) -> None:
 @pytest.mark.parametrize(
     ("asked", "place"),
     [
-        ({"kind": "x"}, "response_format.type"),
-        ({"type": "xml"}, "response_format.type"),
-        ({"type": "json_schema"}, "response_format.json_schema.schema"),
+        ({"kind": "x"}, "type"),
+        ({"type": "xml"}, "type"),
+        ({"type": "json_schema"}, "json_schema.schema"),
         (
             {"type": "json_schema", "json_schema": {"schema": 1}},
-            "response_format.json_schema.schema",
+            "json_schema.schema",
         ),
     ],
     ids=str,
@@ -356,7 +356,7 @@ def test_templates_hear_of_some_things_from_the_server_only(word: str) -> None:
 
 def test_an_answer_is_gathered() -> None:
     message = Message()
-    parts = [
+    parts: list[Part] = [
         Thought("hm"),
         Words("I "),
         Words("add."),

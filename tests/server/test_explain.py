@@ -224,7 +224,7 @@ def test_streams_have_the_header_too(server: Server) -> None:
 
 
 def test_what_was_refused_was_not_looked_for(server: Server) -> None:
-    answer = server.post({**chat("Hi"), "n": 2}, **{"X-Request-ID": "refused-1"})
+    answer = server.post({**chat("Hi"), "n": 99}, **{"X-Request-ID": "refused-1"})
     assert answer.status_code == 400 and "x-cache" not in answer.headers
     assert server.get("/v1/requests/refused-1/explain").status_code == 404
 

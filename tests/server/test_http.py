@@ -89,8 +89,8 @@ def test_a_seed_repeats_an_answer(server: Server) -> None:
     ("fields", "param", "code"),
     [
         ({"model": "other"}, "model", "model_not_found"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-        ({"n": 2}, "n", "unsupported_parameter"),
+        ({"functions": [{"name": "f"}]}, "functions", "unsupported_parameter"),
+        ({"n": 99}, "n", "invalid_value"),
         ({"temperature": "hot"}, "temperature", "invalid_value"),
         ({"top_k": 1_000_000}, "top_k", "invalid_value"),
         ({"messages": []}, "messages", "invalid_value"),
