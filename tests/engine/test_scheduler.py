@@ -323,9 +323,9 @@ def test_of_prompts_that_are_scored_a_step_has_so_many_rows_at_most() -> None:
     seqs = [scoring(100), scoring(30, 1000), sequence(300, first=5000)]
     for seq in seqs:
         scheduler.add(seq)
-    while seq := scheduler.admit(nothing, room):
-        seq.move(State.RUNNING)
-        seq.kv = SequenceKV(SPEC)
+    while admitted := scheduler.admit(nothing, room):
+        admitted.move(State.RUNNING)
+        admitted.kv = SequenceKV(SPEC)
     rows = dict[Sequence, list[int]]()
     while step := scheduler.next_step():
         assert sum(w.num_tokens for w in step if w.seq.is_scoring) <= 40
