@@ -69,7 +69,6 @@ def written(constraint: Constraint, seed: int, most: int = 300) -> tuple[list[in
     ("text", "fits"),
     [
         ('{"name": "ann", "age": 41}', True),
-        ('{"name": "ann", "age": 41}', True),
         ('{"name":"ann","age":41}', False),
         ('{\n  "name": "ann",\n  "age": -3\n}', False),
         ('{"name": "ann", "age": "41"}', False),
