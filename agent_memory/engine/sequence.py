@@ -49,14 +49,16 @@ TRANSITIONS = {
 
 
 class Awaited(NamedTuple):
-    """The first `num_tokens` of a prompt, being computed by another sequence."""
+    """The first `num_tokens` of a prompt, which another sequence computes, now or when the
+    beginning of its own is restored."""
 
     seq: "Sequence"
     num_tokens: int
 
     @property
     def pending(self) -> bool:
-        return self.seq.state is State.RUNNING and self.seq.num_kept < self.num_tokens
+        begun = self.seq.state in (State.RESTORING, State.RUNNING)
+        return begun and self.seq.num_kept < self.num_tokens
 
 
 class Sequence:
