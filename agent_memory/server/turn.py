@@ -61,10 +61,11 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """`reason`: stop, length, or tool_calls."""
+    """`reason`: stop, length, or tool_calls.  `stop`: the stop string that ended it, if one did."""
 
     choice: int
     reason: str
+    stop: str | None = None
 
 
 Said = Begun | Scored | Piece | Ended
@@ -238,7 +239,7 @@ class Turn:
             raise _cut_short()
         if called and event.reason is FinishReason.STOP:
             self._finish[choice] = TOOL_CALLS
-        return Ended(choice, self._finish[choice])
+        return Ended(choice, self._finish[choice], event.stop)
 
     def _log(self) -> None:
         explained = self._explained
