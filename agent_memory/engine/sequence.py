@@ -177,7 +177,7 @@ class Sequence:
         if self.constraint is not None:
             self.constraint.accept(token)
         text = self.stop.add(added)
-        if self.stop.hit:
+        if self.stop.hit is not None:
             self.finish_reason = FinishReason.STOP
         elif self.constraint is not None and self.constraint.is_over:
             self.finish_reason = FinishReason.STOP
