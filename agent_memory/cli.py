@@ -45,6 +45,7 @@ def parser() -> Parser:
     add_agents(commands.add_parser("agents", help="what people do with an agent's memory"))
     add_store(commands.add_parser("store", help="look after what is on disk"))
     add_explain(commands.add_parser("explain", help="why a request was a miss"))
+    add_launch(commands.add_parser("launch", help="a coding agent that uses this server"))
     add_demo(commands.add_parser("demo", help="show in a minute what is remembered"))
     return top
 
@@ -95,6 +96,17 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     command.add_argument("request_id", metavar="REQUEST_ID", help="X-Request-ID of its answer.")
     command.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
     command.add_argument("--json", action="store_true", help="Print JSON instead.")
+
+
+def add_launch(command: argparse.ArgumentParser) -> None:
+    """Of a running server."""
+    command.set_defaults(run=launch)
+    command.add_argument("client", choices=("claude", "codex", "opencode"))
+    command.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
+    command.add_argument("--model", metavar="ID", help="Which of the server's. Default: its first.")
+    command.add_argument("--exec", action="store_true", help="Run it; else print how to.")
+    command.add_argument("--json", action="store_true", help="Print JSON instead.")
+    command.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="For the client.")
 
 
 def add_agents(command: argparse.ArgumentParser) -> None:
@@ -185,6 +197,11 @@ def serve(args: argparse.Namespace) -> int:
         return code
     finally:
         state_dir.close()
+
+
+def launch(args: argparse.Namespace) -> int:
+    code: int = importlib.import_module("agent_memory.ops.launch").main(args)
+    return code
 
 
 def demo(args: argparse.Namespace) -> int:

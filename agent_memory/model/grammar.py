@@ -27,8 +27,8 @@ LIMITS = LLParserLimits(
     precompute_large_lexemes=False,
     verbose_errors=False,  # they show the parser's insides
 )
-WHITESPACE = r"[ \t\r\n]{1,64}"
-"""Between a JSON answer's parts: without an end some models never write anything else."""
+WHITESPACE = r" |\r?\n[ \t]{0,24}"
+"""Between a JSON answer's parts, or none: without an end some models never write anything else."""
 
 _stack_size = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""An HTTP client of a running server's /v1/agents and /v1/requests.
+"""An HTTP client of a running server's /v1/agents, /v1/models and /v1/requests.
 
 Knows the paths and how the server says no.  Any thread; one at a time.
 """
@@ -41,6 +41,11 @@ class AgentClient:
 
     def __exit__(self, *_exception: object) -> None:
         self._http.close()
+
+    def models(self) -> list[dict[str, Any]]:
+        """The one that serves who names none comes first."""
+        listed: list[dict[str, Any]] = self._ask("GET", "/v1/models")["data"]
+        return listed
 
     def agents(self) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = self._ask("GET", "/v1/agents")["data"]

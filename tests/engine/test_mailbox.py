@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_memory.engine.mailbox import MAX_EVENTS, Stream
-from agent_memory.request import Delta, Finished, FinishReason
+from agent_memory.request import Delta, Finished, FinishReason, TokenLogprob
 
 
 async def read(stream: Stream) -> tuple[str, int, int]:
@@ -48,3 +48,11 @@ async def test_a_reader_that_left_takes_nothing_with_it() -> None:
     await asyncio.wait({reading})
     stream.put(Delta("x", 1))
     assert await stream.get() == Delta("x", 1)
+
+
+async def test_logprobs_are_joined_as_the_text_is() -> None:
+    stream, num_tokens = Stream(), 3 * MAX_EVENTS
+    for n in range(num_tokens):
+        stream.put(Delta("", n + 1, (TokenLogprob(n, -1.0),)))
+    told = [event for _ in range(MAX_EVENTS) if isinstance(event := await stream.get(), Delta)]
+    assert [one.token for delta in told for one in delta.logprobs] == list(range(num_tokens))

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from agent_memory.model.sampler import Draw, draw_for, sample
+from agent_memory.model.sampler import Draw, draw_for, penalties, sample
 from agent_memory.request import SamplingParams
 
 VOCAB = 50
@@ -119,3 +119,50 @@ def test_bfloat16_logits_are_drawn_from_in_float32() -> None:
     rounded = LOGITS[:1].astype(mx.bfloat16)
     ours = drawn(params, rounded, positions=range(50))
     assert ours == drawn(params, rounded.astype(mx.float32), positions=range(50))
+
+
+CHANGES = [
+    SamplingParams(0, logit_bias=((3, 2.5), (7, -1.5), (3, 1.0))),
+    SamplingParams(0, frequency_penalty=0.7),
+    SamplingParams(0, presence_penalty=-0.9),
+    SamplingParams(0, frequency_penalty=-0.3, presence_penalty=1.1, logit_bias=((9, 4.0),)),
+]
+COUNTS = {3: 2, 9: 1, 41: 7}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("params", CHANGES)
+def test_bias_penalties_and_mask_are_those_of_a_numpy_reference(
+    params: SamplingParams, masked: bool
+) -> None:
+    allowed = np.random.default_rng(5).random(VOCAB) < 0.3 if masked else None
+    want = np.array(LOGITS)
+    for token, amount in params.logit_bias:
+        want[:, token] += np.float32(amount)
+    for token, count in COUNTS.items():
+        want[:, token] -= np.float32(params.presence_penalty + params.frequency_penalty * count)
+    if allowed is not None:
+        want[:, ~allowed] = -np.inf
+    draw = draw_for(params, 0, VOCAB)(0)._replace(penalties=penalties(params, COUNTS))
+    tokens = np.array(sample(LOGITS, [draw._replace(allowed=allowed)] * len(want)))
+    np.testing.assert_array_equal(tokens, want.argmax(-1))
+
+
+def test_what_is_drawn_is_allowed_and_follows_the_changed_probabilities() -> None:
+    params = SamplingParams(logit_bias=((4, 30.0), (5, 30.0), (6, 60.0)))
+    allowed = np.ones(VOCAB, bool)
+    allowed[6] = False
+    draw = draw_for(params, 3, VOCAB)
+    rows = mx.zeros((400, VOCAB))
+    tokens = np.array(sample(rows, [draw(p)._replace(allowed=allowed) for p in range(400)]))
+    shares = np.bincount(tokens, minlength=VOCAB) / 400
+    assert shares[[4, 5]].sum() == 1 and abs(shares[4] - 0.5) < 0.1
+
+
+def test_rows_that_nothing_is_asked_of_are_drawn_as_ever() -> None:
+    plain = [draw_for(SamplingParams(), 8, VOCAB)(p) for p in range(4)] + [Draw(None, 0)] * 4
+    alone = np.array(sample(LOGITS, plain))
+    changed = [draw._replace(allowed=np.arange(VOCAB) == 11) for draw in plain]
+    mixed = [a if row % 2 else b for row, (a, b) in enumerate(zip(plain, changed, strict=True))]
+    tokens = np.array(sample(LOGITS, mixed))
+    assert (tokens[1::2] == alone[1::2]).all() and (tokens[::2] == 11).all()
