@@ -15,7 +15,7 @@ from agent_memory.server.chat import chat_completions
 from agent_memory.server.completions import completions
 from agent_memory.server.explain import explain
 from agent_memory.server.gate import error_response
-from agent_memory.server.health import healthz, metrics, model, models, readyz
+from agent_memory.server.health import healthz, metrics, model, models, readyz, root
 from agent_memory.server.sse import told
 
 ROUTES = [
@@ -25,6 +25,8 @@ ROUTES = [
     Route("/v1/models/{model_id:path}", model),
     *agents.ROUTES,
     Route("/v1/requests/{request_id}/explain", explain),
+    Route("/", root),
+    Route("/health", healthz),
     Route("/healthz", healthz),
     Route("/readyz", readyz),
     Route("/metrics", metrics),
