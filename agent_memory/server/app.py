@@ -16,6 +16,7 @@ from agent_memory.server.completions import completions
 from agent_memory.server.explain import explain
 from agent_memory.server.gate import error_response
 from agent_memory.server.health import healthz, metrics, model, models, readyz, root
+from agent_memory.server.openapi import openapi
 from agent_memory.server.sse import told
 
 ROUTES = [
@@ -30,6 +31,7 @@ ROUTES = [
     Route("/healthz", healthz),
     Route("/readyz", readyz),
     Route("/metrics", metrics),
+    Route("/openapi.json", openapi),
 ]
 
 
