@@ -32,11 +32,10 @@ class ChatTokenizer:
         self._backend = backend
         self.end_of_turn = frozenset(int(i) for i in wrapper.eos_token_ids)
         added = backend.get_added_tokens_decoder()
-        added = backend.get_added_tokens_decoder()
         self.special = frozenset(i for i, token in added.items() if token.special)
         self._markers = Markers.of(wrapper)
         known = {i: str(added[i].content) for i in self.special}
-        self._silent = frozenset(i for i, name in known.items() if not self._markers.hold(name))
+        self.silent = frozenset(i for i, name in known.items() if not self._markers.hold(name))
 
     def tokens_of(self, prompt: Prompt) -> Sequence[int]:
         """A text's begin as the tokenizer begins texts; tokens are taken as they are."""
@@ -126,7 +125,7 @@ class ChatTokenizer:
         return self._backend.to_str()
 
     def stream(self) -> "TextStream":
-        return TextStream(self._backend, self._silent)
+        return TextStream(self._backend, self.silent)
 
 
 class TextStream:

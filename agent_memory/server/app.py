@@ -12,22 +12,28 @@ from starlette.types import Lifespan
 from agent_memory.errors import Refused, RequestError
 from agent_memory.server import agents, anthropic, anthropic_messages
 from agent_memory.server.chat import chat_completions
+from agent_memory.server.completions import completions
 from agent_memory.server.explain import explain
 from agent_memory.server.failures import error_response
-from agent_memory.server.health import healthz, metrics, model, models, readyz
+from agent_memory.server.health import healthz, metrics, model, models, readyz, root
+from agent_memory.server.openapi import openapi
 from agent_memory.server.sse import told
 
 ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/v1/completions", completions, methods=["POST"]),
     Route(anthropic.MESSAGES, anthropic_messages.create, methods=["POST"]),
     Route(anthropic.COUNT_TOKENS, anthropic_messages.count_tokens, methods=["POST"]),
     Route("/v1/models", models),
     Route("/v1/models/{model_id:path}", model),
     *agents.ROUTES,
     Route("/v1/requests/{request_id}/explain", explain),
+    Route("/", root),
+    Route("/health", healthz),
     Route("/healthz", healthz),
     Route("/readyz", readyz),
     Route("/metrics", metrics),
+    Route("/openapi.json", openapi),
 ]
 
 

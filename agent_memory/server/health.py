@@ -1,10 +1,10 @@
-"""What an operator asks: is it alive, would it serve, with which model, what does it count?
+"""What operators and clients ask first: is it alive, would it serve, with which model?
 
 GET only, answered from memory.  Event loop.
 """
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from agent_memory.engine.engine import Engine, Phase
 from agent_memory.errors import NotFound
@@ -13,6 +13,15 @@ from agent_memory.server.connections import Connections
 from agent_memory.server.openai import model_entry
 
 RETRY_AFTER_S = 5
+
+
+async def root(request: Request) -> Response:
+    """Some clients look here before anything else, others are people with a browser."""
+    engine: Engine = request.state.engine
+    return PlainTextResponse(
+        f"Agent Memory serves {engine.model_id}. Clients are pointed at /v1; /openapi.json says "
+        "what is there.\n"
+    )
 
 
 async def healthz(request: Request) -> Response:
