@@ -24,7 +24,8 @@ WEATHER = {
     "function": {"name": "weather", "description": "Tells the weather.", "parameters": PLACE},
 }
 CLOCK = {"type": "function", "function": {"name": "clock"}}
-ONE: dict[str, Any] = {"tools": [WEATHER, CLOCK], "tool_choice": "required", "parallel_tool_calls": False}
+FORCED: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False}
+ONE: dict[str, Any] = {"tools": [WEATHER, CLOCK], **FORCED}
 ASKED = "What is the weather in Paris?"
 
 
@@ -68,8 +69,8 @@ def test_a_streamed_call_is_the_whole_one_in_pieces(server: Server) -> None:
 
 def test_several_calls_in_one_answer(server: Server) -> None:
     """The built-in model would rather end after one."""
-    more: dict[str, Any] = {"parallel_tool_calls": True, "max_tokens": 100, "logit_bias": {"2": -100}}
-    choice = answered(server.ask(ASKED, **{**ONE, "tools": [CLOCK], **more}))
+    endless = {"max_tokens": 100, "logit_bias": {"2": -100}, "tool_choice": "required"}
+    choice = answered(server.ask(ASKED, agent=None, tools=[CLOCK], **endless))
     calls = choice["message"]["tool_calls"]
     assert choice["finish_reason"] == "length" and len(calls) > 1
     assert all(isinstance(json.loads(call["function"]["arguments"]), dict) for call in calls[:-1])
