@@ -111,6 +111,7 @@ def test_what_does_not_change_it_is_ignored() -> None:
         ({"thinking": {"type": "disabled"}}, "none"),
         ({"thinking": {"type": "disabled"}, "output_config": {"effort": "high"}}, "none"),
         ({"thinking": {"type": "adaptive"}}, "high"),
+        ({"thinking": {"type": "between_tools"}}, None),
         ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}}, "max"),
         ({"output_config": {"effort": "low"}}, "low"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "low"),

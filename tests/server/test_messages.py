@@ -183,7 +183,9 @@ class Talk:
         ]
         assert results
         mark = {"cache_control": {"type": "ephemeral"}}
-        self.says("user", [*results, {"type": "text", "text": "What is the code for orchid?", **mark}])
+        self.says(
+            "user", [*results, {"type": "text", "text": "What is the code for orchid?", **mark}]
+        )
         self.says("system", "It is late.")
 
 
