@@ -28,9 +28,14 @@ from agent_memory.server.sse import EventStream, WhileConnected, named_event
 from agent_memory.server.turn import Begun, Ended, Piece, Turn
 
 # Fields that would change the answer, with the values that leave it as it is.
-NOT_BUILT: dict[str, tuple[object, ...]] = {"container": (), "mcp_servers": ([],)}
+NOT_BUILT: dict[str, tuple[object, ...]] = {
+    "compaction": (),
+    "container": (),
+    "mcp_servers": ([],),
+    "thread": (),
+}
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
-THINKING = ("enabled", "disabled", "adaptive")
+THINKING = ("enabled", "disabled", "adaptive", "between_tools")
 BUDGETS = ((4_096, "low"), (16_384, "medium"))
 """A template knows efforts only: of a budget in tokens up to so many this one, beyond all high."""
 SIGNATURE = "agent-memory"
@@ -108,7 +113,7 @@ def effort_of(fields: Fields) -> str | None:
         thinking.refuse("type", "one of " + ", ".join(THINKING))
     if kind == "disabled":
         return "none"
-    if effort is not None or kind is None:
+    if effort is not None or kind in (None, "between_tools"):
         return effort
     fitting = (word for most, word in BUDGETS if budget is not None and budget <= most)
     return next(fitting, "high")

@@ -117,6 +117,24 @@ async def test_an_error_later_ends_the_stream_in_form(error: Exception, code: st
     assert isinstance(error, RequestError) or b"KeyError" not in told
 
 
+async def test_an_api_has_its_own_events_signs_of_life_and_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.1)
+    client, ping = Client(), sse.named_event({"type": "ping"})
+    assert ping == b'event: ping\ndata: {"type":"ping"}\n\n'
+    stream = EventStream(
+        Source(1, pause_s=0.15, error=EngineFailed("broken"))(),
+        lambda error: {"type": "error", "message": error.message},
+        shaped=sse.named_event,
+        end=b"",
+        keep_alive=ping,
+    )
+    await client.call(stream)
+    told = b'event: error\ndata: {"type":"error","message":"broken"}\n\n'
+    assert client.body == ping + b"1" + told
+
+
 async def test_a_client_that_goes_cancels_its_answer() -> None:
     client, source = Client(), Source(1000, pause_s=0.01)
     call = asyncio.create_task(client.call(WhileConnected(EventStream(source(), error_body))))
