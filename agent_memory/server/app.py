@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from agent_memory.errors import Refused, RequestError
-from agent_memory.server import agents
+from agent_memory.server import agents, batches, files
 from agent_memory.server.chat import chat_completions
 from agent_memory.server.completions import completions
 from agent_memory.server.explain import explain
@@ -24,6 +24,8 @@ ROUTES = [
     Route("/v1/completions", completions, methods=["POST"]),
     Route("/v1/models", models),
     Route("/v1/models/{model_id:path}", model),
+    *files.ROUTES,
+    *batches.ROUTES,
     *agents.ROUTES,
     Route("/v1/requests/{request_id}/explain", explain),
     Route("/", root),
