@@ -28,13 +28,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    own, others = apart(sys.argv[1:] if argv is None else argv)
     try:
-        args = parser().parse_args(argv)
+        args = parser().parse_args(own, argparse.Namespace(arguments=others))
+        if others and args.run is not launch:
+            raise UsageError("only 'launch' takes arguments after --")
         code: int = args.run(args)
     except StartError as error:
         sys.stderr.write(f"agent-memory: {error}\n")
         return error.exit_code
     return code
+
+
+def apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Our arguments, and what comes after -- for somebody else."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return list(argv[:end]), list(argv[end + 1 :])
 
 
 def parser() -> Parser:
@@ -106,7 +115,7 @@ def add_launch(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="ID", help="Which of the server's. Default: its first.")
     command.add_argument("--exec", action="store_true", help="Run it; else print how to.")
     command.add_argument("--json", action="store_true", help="Print JSON instead.")
-    command.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="For the client.")
+    command.epilog = "What comes after -- is for the client."
 
 
 def add_agents(command: argparse.ArgumentParser) -> None:

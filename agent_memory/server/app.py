@@ -10,11 +10,11 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from agent_memory.errors import Refused, RequestError
-from agent_memory.server import agents, batches, files
+from agent_memory.server import agents, anthropic, anthropic_messages, batches, files
 from agent_memory.server.chat import chat_completions
 from agent_memory.server.completions import completions
 from agent_memory.server.explain import explain
-from agent_memory.server.gate import error_response
+from agent_memory.server.failures import error_response
 from agent_memory.server.health import healthz, metrics, model, models, readyz, root
 from agent_memory.server.openapi import openapi
 from agent_memory.server.sse import told
@@ -22,6 +22,8 @@ from agent_memory.server.sse import told
 ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
+    Route(anthropic.MESSAGES, anthropic_messages.create, methods=["POST"]),
+    Route(anthropic.COUNT_TOKENS, anthropic_messages.count_tokens, methods=["POST"]),
     Route("/v1/models", models),
     Route("/v1/models/{model_id:path}", model),
     *files.ROUTES,
@@ -39,7 +41,7 @@ ROUTES = [
 
 async def refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def unrouted(request: Request, error: Exception) -> Response:
@@ -47,13 +49,13 @@ async def unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path} is not here: {error.detail}."
     code = error.detail.lower().replace(" ", "_")
-    response = error_response(Refused(error.status_code, code, what))
+    response = error_response(Refused(error.status_code, code, what), request.scope)
     response.headers.update(error.headers or {})
     return response
 
 
 async def unforeseen(request: Request, error: Exception) -> Response:
-    return error_response(told(error))
+    return error_response(told(error), request.scope)
 
 
 ERRORS: dict[Any, Any] = {

@@ -150,7 +150,7 @@ class Whole:
                         for part in parts:
                             gathered[choice].add(part)
                         gathered[choice].logprobs += shown(logprobs, turn.bytes_of)
-                    case Ended(choice, reason):
+                    case Ended(choice, reason, _):
                         gathered[choice].reason = reason
         answer = {
             **frame(turn, "chat.completion"),
@@ -192,7 +192,7 @@ async def _chunks(turn: Turn, chat: ChatRequest) -> AsyncGenerator[bytes, None]:
                 case Piece(choice, parts, logprobs):
                     for n, part in enumerate(parts or [Words("")]):
                         yield chunk(choice, _delta(part), logprobs=() if n else logprobs)
-                case Ended(choice, reason):
+                case Ended(choice, reason, _):
                     yield chunk(choice, {}, reason)
     if chat.include_usage:
         yield sse.event({**head, "choices": [], "usage": openai.usage(turn.usage())})

@@ -61,10 +61,11 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """`reason`: stop, length, or tool_calls."""
+    """`reason`: stop, length, or tool_calls.  `stop`: the stop string that ended it, if one did."""
 
     choice: int
     reason: str
+    stop: str | None = None
 
 
 Said = Begun | Scored | Piece | Ended
@@ -137,10 +138,15 @@ class Turn:
         finally:
             self._log()
 
+    async def count(self) -> int:
+        """The prompt's tokens, of a request that is not answered.  Raises RequestError."""
+        await self._engine.wait_ready(LOADING_S)
+        return len(await self._engine.tokenize(self._heard(self.ask.prompt), None))
+
     async def _admitted(self) -> list[GenerateRequest]:
         ask = self.ask
         model = await self._engine.wait_ready(LOADING_S)
-        self._told = self._heard(ask.prompt) if isinstance(ask.prompt, Conversation) else ask.prompt
+        self._told = self._heard(ask.prompt)
         self._prompt = await self._engine.tokenize(self._told, ask.agent)
         stable = await self._engine.stable_tokens(self._told, self._prompt)
         self._constraint = await self._constrained(ask)
@@ -170,16 +176,18 @@ class Turn:
         grammar = forms.grammar(form, tools, several=ask.calls.several, after_thought=bool(after))
         return await self._engine.constraint(grammar, after)
 
-    def _heard(self, conversation: Conversation) -> Conversation:
-        """With what the template knows of how much to think.  Raises BadRequest."""
+    def _heard(self, prompt: Prompt) -> Prompt:
+        """A conversation with what the template knows of how much to think.  Raises BadRequest."""
+        if not isinstance(prompt, Conversation):
+            return prompt
         known = self.tokenizer.template_words
-        if conversation.tools and "tools" not in known:
+        if prompt.tools and "tools" not in known:
             raise BadRequest(
                 f"The chat template of '{self.model}' has no place for tools, so the model would "
                 "not hear of them. Serve a model made for tools, or send none.",
                 param="tools",
             )
-        for name in conversation.options:
+        for name in prompt.options:
             if name not in known:
                 raise BadRequest(
                     f"The chat template of '{self.model}' does not know '{name}'.",
@@ -190,7 +198,7 @@ class Turn:
             wishes["reasoning_effort"] = self.ask.effort
             wishes["enable_thinking"] = self.ask.effort not in NO_EFFORT
         heard = {name: value for name, value in wishes.items() if name in known}
-        return replace(conversation, options={**heard, **conversation.options})
+        return replace(prompt, options={**heard, **prompt.options})
 
     async def _answer(self, choice: int, request: GenerateRequest) -> AsyncGenerator[Said, None]:
         reader = self._reader()
@@ -238,7 +246,7 @@ class Turn:
             raise _cut_short()
         if called and event.reason is FinishReason.STOP:
             self._finish[choice] = TOOL_CALLS
-        return Ended(choice, self._finish[choice])
+        return Ended(choice, self._finish[choice], event.stop)
 
     def _log(self) -> None:
         explained = self._explained

@@ -193,7 +193,8 @@ async def test_stop_strings_end_the_answer_before_them(tmp_path: Path) -> None:
         stop = whole.text[3:9]
         stopped = await ask(engine, FACTS + "\nWhat is the code for orchid?", stop=(stop,))
         assert stopped.text == whole.text[: whole.text.index(stop)]
-        assert stopped.finished.reason is FinishReason.STOP
+        assert (stopped.finished.reason, stopped.finished.stop) == (FinishReason.STOP, stop)
+        assert (whole.finished.reason, whole.finished.stop) == (FinishReason.STOP, None)
 
 
 async def test_a_damaged_file_is_a_miss_and_the_answer_the_same(tmp_path: Path) -> None:

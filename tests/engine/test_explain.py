@@ -278,7 +278,7 @@ def test_every_loss_has_a_cause(loss: Loss) -> None:
 
 
 def test_a_scored_prompt_is_computed_for_that_and_nothing_else() -> None:
-    asked = Asked("ann", list(range(50)), [])
+    asked = Asked("ann", list(range(50)), Conversation([]))
     compared = Compared(0, Finding.NOT_LOOKED)
     assert cause_of(asked, compared, builtin_model(8).tokenizer) is Cause.PROMPT_SCORED
 

@@ -323,9 +323,9 @@ def test_of_prompts_that_are_scored_a_step_has_so_many_rows_at_most() -> None:
     seqs = [scoring(100), scoring(30, 1000), sequence(300, first=5000)]
     for seq in seqs:
         scheduler.add(seq)
-    while seq := scheduler.admit(nothing, room):
-        seq.move(State.RUNNING)
-        seq.kv = SequenceKV(SPEC)
+    while admitted := scheduler.admit(nothing, room):
+        admitted.move(State.RUNNING)
+        admitted.kv = SequenceKV(SPEC)
     rows = dict[Sequence, list[int]]()
     while step := scheduler.next_step():
         assert sum(w.num_tokens for w in step if w.seq.is_scoring) <= 40
@@ -356,3 +356,18 @@ def test_who_is_scored_waits_for_nobody_and_others_may_wait_for_it() -> None:
     assert len(again.matchable) == 300
     again.num_scored = 500
     assert again.matchable == again.tokens
+
+
+def test_one_whose_beginning_is_being_restored_is_waited_for_as_well() -> None:
+    scheduler = Scheduler(256, 8)
+    first, same = sequence(500), sequence(500)
+    scheduler.add(first)
+    scheduler.add(same)
+    assert scheduler.admit(nothing, room) is first
+    first.move(State.RESTORING)
+    assert scheduler.admit(nothing, room) is None and same.awaits == (first, 499)
+    first.move(State.RUNNING)
+    first.kv = SequenceKV(SPEC)
+    assert scheduler.admit(nothing, room) is None
+    first.kv.length = 499
+    assert scheduler.admit(lambda _seq: 499, room) is same
