@@ -13,6 +13,7 @@ from agent_memory.server.batch_lines import MAX_LINE_BYTES, Journal, count, line
 from tests.process import CHAT, ENDLESS, Server, chat
 
 COMPLETIONS = "/v1/completions"
+MESSAGES = "/v1/messages"
 Answers = dict[str | None, dict[str, Any]]
 
 
@@ -211,6 +212,14 @@ def test_lines_that_ask_nonsense_have_an_error_line_each(server: Server) -> None
     output = server.get(f"/v1/files/{ended['output_file_id']}/content").text
     assert len(json.loads(output)["response"]["body"]["choices"]) == 2
     assert server.get("/v1/agents/batcher").status_code == 200
+
+
+def test_a_batch_for_an_api_with_errors_of_its_own(server: Server) -> None:
+    asked = {"max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}
+    raw = raw_lines(line("good", asked, MESSAGES), line("bad", {}, MESSAGES))
+    output, errors = answers(server, wait_ended(server, begin(server, raw, MESSAGES)))
+    assert output["good"]["response"]["body"]["type"] == "message"
+    assert errors["bad"]["response"]["body"]["type"] == "error"
 
 
 @pytest.mark.parametrize(
