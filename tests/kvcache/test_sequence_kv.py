@@ -90,6 +90,21 @@ def test_sequences_share_a_run_and_never_write_to_it(spec: KVSpec) -> None:
     assert not np.array_equal(one.copy_out(8, 11), other.copy_out(8, 11))
 
 
+def test_a_short_run_is_copied_to_the_tail(spec: KVSpec) -> None:
+    kv = SequenceKV(spec)
+    append(kv, 12, seed=6)
+    run = run_of(spec, [(0, 8, 8, kv.copy_out(0, 8))], 8)
+    copied = SequenceKV(spec, run, reserve=20, copied=True)
+    assert copied.length == 8 and copied.run is None
+    copied.check()
+    append(copied, 5, seed=7)
+    for layer in copied.tails:
+        assert len(copied.parts(layer)) == 1
+    np.testing.assert_array_equal(copied.copy_out(0, 8), kv.copy_out(0, 8))
+    again = SequenceKV(spec, run)  # the run is as it was
+    np.testing.assert_array_equal(again.copy_out(0, 8), kv.copy_out(0, 8))
+
+
 def test_a_payload_is_a_copy(spec: KVSpec) -> None:
     kv = SequenceKV(spec)
     append(kv, 4, seed=9)

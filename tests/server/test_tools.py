@@ -24,7 +24,8 @@ WEATHER = {
     "function": {"name": "weather", "description": "Tells the weather.", "parameters": PLACE},
 }
 CLOCK = {"type": "function", "function": {"name": "clock"}}
-ONE = {"tools": [WEATHER, CLOCK], "tool_choice": "required", "parallel_tool_calls": False}
+FORCED: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False}
+ONE: dict[str, Any] = {"tools": [WEATHER, CLOCK], **FORCED}
 ASKED = "What is the weather in Paris?"
 
 
@@ -43,7 +44,7 @@ def check_place(text: str) -> None:
 @pytest.mark.parametrize("temperature", [0, 1.5])
 def test_a_call_by_name_has_arguments_of_its_schema(server: Server, temperature: float) -> None:
     named = {"type": "function", "function": {"name": "weather"}}
-    fields = {**ONE, "tool_choice": named, "seed": 3, "temperature": temperature}
+    fields: dict[str, Any] = {**ONE, "tool_choice": named, "seed": 3, "temperature": temperature}
     choice = answered(server.ask(ASKED, **fields))
     assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
     [call] = choice["message"]["tool_calls"]
@@ -52,7 +53,7 @@ def test_a_call_by_name_has_arguments_of_its_schema(server: Server, temperature:
 
 
 def test_a_streamed_call_is_the_whole_one_in_pieces(server: Server) -> None:
-    fields = {**ONE, "tools": [WEATHER]}
+    fields: dict[str, Any] = {**ONE, "tools": [WEATHER]}
     whole = answered(server.ask(ASKED, **fields))["message"]["tool_calls"][0]["function"]
     events = [json.loads(event) for event in server.stream(ASKED, **fields)[:-1]]
     deltas = [event["choices"][0]["delta"] for event in events]
@@ -68,8 +69,8 @@ def test_a_streamed_call_is_the_whole_one_in_pieces(server: Server) -> None:
 
 def test_several_calls_in_one_answer(server: Server) -> None:
     """The built-in model would rather end after one."""
-    more = {"parallel_tool_calls": True, "max_tokens": 100, "logit_bias": {"2": -100}}
-    choice = answered(server.ask(ASKED, **{**ONE, "tools": [CLOCK], **more}))
+    endless = {"max_tokens": 100, "logit_bias": {"2": -100}, "tool_choice": "required"}
+    choice = answered(server.ask(ASKED, agent=None, tools=[CLOCK], **endless))
     calls = choice["message"]["tool_calls"]
     assert choice["finish_reason"] == "length" and len(calls) > 1
     assert all(isinstance(json.loads(call["function"]["arguments"]), dict) for call in calls[:-1])
@@ -149,7 +150,7 @@ def test_a_strict_schema_that_cannot_be_held_to_is_refused(
 
 
 def test_several_answers_to_one_prompt(server: Server) -> None:
-    asked = {"n": 3, "temperature": 1.2, "seed": 11, "max_tokens": 12}
+    asked: dict[str, Any] = {"n": 3, "temperature": 1.2, "seed": 11, "max_tokens": 12}
     long = "Tell me a story. " * 200
     answer = server.ask(long, **asked).json()
     texts = [choice["message"]["content"] for choice in answer["choices"]]
@@ -191,7 +192,7 @@ def test_bias_and_penalties_change_the_answer(server: Server) -> None:
     assert plain["logprobs"]["content"]
     forced = answered(server.ask("Hello there", logit_bias={"40": 100}, max_tokens=5))
     assert len(set(forced["message"]["content"])) <= 1
-    endless = {"max_tokens": 60, "logit_bias": {"2": -100}}
+    endless: dict[str, Any] = {"max_tokens": 60, "logit_bias": {"2": -100}}
     free = answered(server.ask("Hello there", **endless))["message"]["content"]
     penalized = answered(server.ask("Hello there", frequency_penalty=2, **endless))
     assert penalized["message"]["content"] != free
