@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from agent_memory.errors import Refused, RequestError
-from agent_memory.server import agents, anthropic, anthropic_messages
+from agent_memory.server import agents, anthropic, anthropic_messages, batches, files
 from agent_memory.server.chat import chat_completions
 from agent_memory.server.completions import completions
 from agent_memory.server.explain import explain
@@ -26,6 +26,8 @@ ROUTES = [
     Route(anthropic.COUNT_TOKENS, anthropic_messages.count_tokens, methods=["POST"]),
     Route("/v1/models", models),
     Route("/v1/models/{model_id:path}", model),
+    *files.ROUTES,
+    *batches.ROUTES,
     *agents.ROUTES,
     Route("/v1/requests/{request_id}/explain", explain),
     Route("/", root),

@@ -85,7 +85,7 @@ class Gate:
         except RequestError as error:
             await _read_away(receive, error)
             raise
-        file = await upload.spool(receive, self._place)
+        file = await upload.spool(receive, self._place, upload.TAKEN[scope["path"]].most_bytes)
         if file is not None:
             with file:
                 scope["state"]["upload"] = file
@@ -115,7 +115,10 @@ class Gate:
         check_host(headers.getlist("host"), self._host)
         check_origin(headers)
         if scope["method"] == "POST":
-            (upload.check_type if upload.is_upload(scope) else check_json)(headers)
+            if upload.is_upload(scope):
+                upload.check_type(headers, scope["path"])
+            else:
+                check_json(headers)
         if scope["method"] in CHANGING:
             if self._draining():
                 raise Unavailable(

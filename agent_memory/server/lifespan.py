@@ -14,13 +14,15 @@ from starlette.applications import Starlette
 from agent_memory.config import Config
 from agent_memory.engine.engine import Engine, Phase
 from agent_memory.metrics import Metrics
-from agent_memory.server import app
+from agent_memory.server import app, kept
+from agent_memory.server.batch_runner import Batches
 from agent_memory.server.connections import Connections
 from agent_memory.server.explain import Explanations
 from agent_memory.server.gate import Gate
 from agent_memory.server.shutdown import STAGES, Shutdown, Stage
 from agent_memory.server.upload import Place
 from agent_memory.store.block_store import BlockStore
+from agent_memory.store.documents import Documents
 from agent_memory.store.limits import Limits
 from agent_memory.store.state_dir import StateDir
 
@@ -36,6 +38,7 @@ class Lifespan:
         config: Config,
         state_dir: StateDir,
         store: BlockStore,
+        documents: Mapping[str, Documents],
         metrics: Metrics,
         hurry: asyncio.Event,
     ) -> None:
@@ -46,6 +49,7 @@ class Lifespan:
         self._metrics = metrics
         self._engine = Engine(config, store, metrics)
         self._explanations = Explanations()
+        self._documents = documents
         self._engine.agents.on_removed.append(self._explanations.forget_agent)
         self._drain_timeout_s = config.drain_timeout
         self._shutdown = Shutdown(
@@ -60,6 +64,7 @@ class Lifespan:
             },
         )
         routes = app.build(self._entered)
+        self._batches = Batches(routes, documents, self._state, config.max_requests)
         place = Place(state_dir.tmp, store.keeps_floor)
         self.gate = Gate(routes, config.host, place, self._is_draining)
 
@@ -67,6 +72,7 @@ class Lifespan:
     async def open(cls, config: Config, state_dir: StateDir, hurry: asyncio.Event) -> "Lifespan":
         """Open the store and begin to load the model.  Raises StartError."""
         metrics = Metrics()
+        documents = await asyncio.to_thread(_documents, state_dir)
         limits = Limits(
             config.disk_bytes,
             config.min_free_bytes,
@@ -74,24 +80,30 @@ class Lifespan:
             config.daily_write_bytes,
         )
         store = await asyncio.to_thread(BlockStore.open, state_dir, metrics, limits)
-        lifespan = cls(config, state_dir, store, metrics, hurry)
+        lifespan = cls(config, state_dir, store, documents, metrics, hurry)
         store.scrub_while(lambda: lifespan._engine.num_active == 0)
         lifespan._engine.start(asyncio.get_running_loop())
         return lifespan
 
     @asynccontextmanager
     async def _entered(self, app: Starlette) -> AsyncIterator[Mapping[str, object]]:
-        """What routes find in `request.state`."""
+        await self._batches.start()
         try:
-            yield {
-                "engine": self._engine,
-                "explanations": self._explanations,
-                "metrics": self._metrics,
-                "connections": self.connections,
-            }
+            yield self._state()
         finally:
             self.leaving.set()
             await self.close()
+
+    def _state(self) -> Mapping[str, object]:
+        """What routes find in `request.state`."""
+        return {
+            "batches": self._batches,
+            "engine": self._engine,
+            "explanations": self._explanations,
+            "documents": self._documents,
+            "metrics": self._metrics,
+            "connections": self.connections,
+        }
 
     async def drain(self) -> None:
         """Stages 1 and 2, while connections are still served."""
@@ -116,6 +128,7 @@ class Lifespan:
         return self._engine.phase in (Phase.DRAINING, Phase.STOPPED)
 
     async def _stop_admission(self, seconds: float) -> Mapping[str, object]:
+        await self._batches.stop()
         self._engine.stop_admission()
         return {"active": self._engine.num_active, "connections": len(self.connections)}
 
@@ -125,3 +138,8 @@ class Lifespan:
             async with asyncio.timeout(ANSWERS_S):
                 await self.gate.empty.wait()
         return {**figures, "unsent": self.gate.num_inside}
+
+
+def _documents(state_dir: StateDir) -> dict[str, Documents]:
+    """Of each kind.  Raises StateDirError."""
+    return {kind: Documents(state_dir, kind) for kind in (kept.FILES, kept.BATCHES)}

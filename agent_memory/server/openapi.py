@@ -82,7 +82,7 @@ OPERATIONS: dict[tuple[str, str], tuple[str, Takes | None, dict[str, Schema]]] =
     ("GET", "/v1/agents"): ("Who has what in mind", None, {}),
     ("POST", "/v1/agents/import"): (
         "An agent from an exported file",
-        Takes({"type": "string", "format": "binary"}, media_type="application/x-tar"),
+        Takes({"type": "string", "format": "binary"}, media_type="application/octet-stream"),
         {"name": schemas.STRING},
     ),
     ("GET", AGENT): ("What an agent has in mind", None, {"text": {"enum": ["true", "false"]}}),

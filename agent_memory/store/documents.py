@@ -65,6 +65,13 @@ class Documents:
         files.sync_folder(self._folder)
         return True
 
+    def sweep(self) -> None:
+        """Remove bytes whose document is not there: who wrote them did not come to an end.  Raises
+        OSError."""
+        for path in self._folder.glob("*.data"):
+            if not path.with_suffix(".json").exists():
+                path.unlink(missing_ok=True)
+
     def ids(self) -> Iterator[str]:
         """Newest first."""
         found = [(path.stat().st_mtime_ns, path.stem) for path in self._folder.glob("*.json")]

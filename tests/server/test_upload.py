@@ -69,5 +69,5 @@ async def test_silence_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("text", ["", "text/plain", "application/json", "multipart/form-data"])
 def test_types_a_form_could_send_are_refused(text: str) -> None:
     with pytest.raises(Refused):
-        check_type(Headers({"content-type": text}))
-    check_type(Headers({"content-type": "application/x-tar; charset=binary"}))
+        check_type(Headers({"content-type": text}), upload.PATH)
+    check_type(Headers({"content-type": "application/x-tar; charset=binary"}), upload.PATH)
