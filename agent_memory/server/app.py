@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from agent_memory.errors import Refused, RequestError
-from agent_memory.server import agents
+from agent_memory.server import agents, responses
 from agent_memory.server.chat import chat_completions
 from agent_memory.server.explain import explain
 from agent_memory.server.gate import error_response
@@ -19,6 +19,7 @@ from agent_memory.server.sse import told
 
 ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    *responses.ROUTES,
     Route("/v1/models", models),
     Route("/v1/models/{model_id:path}", model),
     *agents.ROUTES,

@@ -18,9 +18,11 @@ from agent_memory.server import app
 from agent_memory.server.connections import Connections
 from agent_memory.server.explain import Explanations
 from agent_memory.server.gate import Gate
+from agent_memory.server.response_store import Responses
 from agent_memory.server.shutdown import STAGES, Shutdown, Stage
 from agent_memory.server.upload import Place
 from agent_memory.store.block_store import BlockStore
+from agent_memory.store.documents import RESPONSES, Documents
 from agent_memory.store.limits import Limits
 from agent_memory.store.state_dir import StateDir
 
@@ -36,6 +38,7 @@ class Lifespan:
         config: Config,
         state_dir: StateDir,
         store: BlockStore,
+        documents: Mapping[str, Documents],
         metrics: Metrics,
         hurry: asyncio.Event,
     ) -> None:
@@ -46,6 +49,8 @@ class Lifespan:
         self._metrics = metrics
         self._engine = Engine(config, store, metrics)
         self._explanations = Explanations()
+        self._documents = documents
+        self._responses = Responses(documents[RESPONSES], store.keeps_floor)
         self._engine.agents.on_removed.append(self._explanations.forget_agent)
         self._drain_timeout_s = config.drain_timeout
         self._shutdown = Shutdown(
@@ -67,6 +72,7 @@ class Lifespan:
     async def open(cls, config: Config, state_dir: StateDir, hurry: asyncio.Event) -> "Lifespan":
         """Open the store and begin to load the model.  Raises StartError."""
         metrics = Metrics()
+        documents = await asyncio.to_thread(_documents, state_dir)
         limits = Limits(
             config.disk_bytes,
             config.min_free_bytes,
@@ -74,7 +80,7 @@ class Lifespan:
             config.daily_write_bytes,
         )
         store = await asyncio.to_thread(BlockStore.open, state_dir, metrics, limits)
-        lifespan = cls(config, state_dir, store, metrics, hurry)
+        lifespan = cls(config, state_dir, store, documents, metrics, hurry)
         store.scrub_while(lambda: lifespan._engine.num_active == 0)
         lifespan._engine.start(asyncio.get_running_loop())
         return lifespan
@@ -86,6 +92,8 @@ class Lifespan:
             yield {
                 "engine": self._engine,
                 "explanations": self._explanations,
+                "documents": self._documents,
+                "responses": self._responses,
                 "metrics": self._metrics,
                 "connections": self.connections,
             }
@@ -125,3 +133,8 @@ class Lifespan:
             async with asyncio.timeout(ANSWERS_S):
                 await self.gate.empty.wait()
         return {**figures, "unsent": self.gate.num_inside}
+
+
+def _documents(state_dir: StateDir) -> dict[str, Documents]:
+    """Of each kind.  Raises StateDirError."""
+    return {kind: Documents(state_dir, kind) for kind in (RESPONSES,)}

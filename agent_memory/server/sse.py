@@ -29,8 +29,10 @@ log = structlog.get_logger(__name__)
 
 
 def event(data: dict[str, Any]) -> bytes:
+    """Named by its type, if it has one."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text}\n\n".encode()
+    name = f"event: {data['type']}\n" if "type" in data else ""
+    return f"{name}data: {text}\n\n".encode()
 
 
 async def with_keep_alives(
@@ -73,7 +75,7 @@ class EventStream:
     """An ASGI app that sends a stream.
 
     Until the first event or comment an error is the caller's to answer, with its own status; after
-    that it ends the stream as `failure(error)` describes it, with DONE behind.  `headers` is asked
+    that it ends the stream as `failure(error)` describes it, with `end` behind.  `headers` is asked
     when the answer starts.
     """
 
@@ -82,10 +84,12 @@ class EventStream:
         events: AsyncGenerator[bytes, None],
         failure: Callable[[RequestError], dict[str, Any]],
         headers: Callable[[], Mapping[str, str]] = dict,
+        end: bytes = DONE,
     ) -> None:
         self._events = events
         self._failure = failure
         self._headers = headers
+        self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -99,7 +103,7 @@ class EventStream:
         except Exception as error:
             if not started:
                 raise
-            await send(_body(event(self._failure(told(error))) + DONE))
+            await send(_body(event(self._failure(told(error))) + self._end))
         await send(_body(b"", more=False))
 
 
