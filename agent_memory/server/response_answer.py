@@ -7,7 +7,7 @@ after another; the last may still be open.  Event loop.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from agent_memory.errors import RequestError
@@ -17,7 +17,7 @@ from agent_memory.server.ask import Usage
 from agent_memory.server.chat import shown
 from agent_memory.server.response_items import NAMES, Item, sealed
 from agent_memory.server.response_tools import Offer
-from agent_memory.server.turn import Piece, Turn
+from agent_memory.server.turn import Piece
 
 Event = dict[str, Any]
 
@@ -30,8 +30,19 @@ class Answer:
     """`echo`: fields of the request that come back as they are.  `seals`: thoughts come in a form
     to be sent back, too."""
 
-    def __init__(self, turn: Turn, offer: Offer, echo: dict[str, Any], *, seals: bool) -> None:
-        self._turn = turn
+    def __init__(
+        self,
+        own_id: str,
+        model: str,
+        bytes_of: Callable[[int], bytes],
+        offer: Offer,
+        echo: dict[str, Any],
+        *,
+        seals: bool,
+    ) -> None:
+        self._id = own_id
+        self._model = model
+        self._bytes_of = bytes_of
         self._offer = offer
         self._echo = echo
         self._seals = seals
@@ -51,7 +62,7 @@ class Answer:
             yield self._event(kind, response=self.response("in_progress"))
 
     def add(self, piece: Piece) -> Iterator[Event]:
-        self._unsaid += shown(piece.logprobs, self._turn.bytes_of)
+        self._unsaid += shown(piece.logprobs, self._bytes_of)
         if not piece.parts and self._open and self._open["type"] != "message":
             self._unsaid.clear()  # a marker, or white space beside it
         for part in piece.parts:
@@ -78,7 +89,7 @@ class Answer:
         """As it stands; items that are open are not in it."""
         cut = {"reason": "max_output_tokens"} if status == INCOMPLETE else None
         return {
-            "id": self._turn.id,
+            "id": self._id,
             "object": "response",
             "created_at": self._created,
             "completed_at": int(time.time()) if status == COMPLETED else None,
@@ -86,7 +97,7 @@ class Answer:
             "background": False,
             "error": None,
             "incomplete_details": cut,
-            "model": self._turn.model,
+            "model": self._model,
             "output": list(self._done),
             **self._echo,
             "store": self.stored,
@@ -118,7 +129,7 @@ class Answer:
         if self._open and self._open["type"] == kind:
             return
         yield from self._closed(COMPLETED)
-        own_id = f"{NAMES[kind]}_{self._turn.id.removeprefix('resp_')}_{len(self._done)}"
+        own_id = f"{NAMES[kind]}_{self._id.removeprefix('resp_')}_{len(self._done)}"
         self._open = {"id": own_id, "type": kind, "status": "in_progress", **more}
         if kind == "message":
             self._open |= {"role": "assistant", "content": []}

@@ -186,7 +186,9 @@ class Answering:
         forgotten: int,
         said: list[list[Item]],
     ) -> None:
-        self.answer = Answer(turn, asked.offer, asked.echo, seals=asked.seals)
+        self.answer = Answer(
+            turn.id, turn.model, turn.bytes_of, asked.offer, asked.echo, seals=asked.seals
+        )
         self._turn = turn
         self._kept = kept
         self._forgotten = forgotten
@@ -198,11 +200,17 @@ class Answering:
                 yield sse.event(event)
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = None
+        response = await self.response()
+        await JSONResponse(response, headers=self._turn.headers())(scope, receive, send)
+
+    async def response(self) -> dict[str, Any]:
+        """When it is over.  Raises RequestError."""
+        last: Event = {}
         async with aclosing(self._events()) as events:
             async for event in events:
-                response = event.get("response", response)
-        await JSONResponse(response, headers=self._turn.headers())(scope, receive, send)
+                last = event
+        response: dict[str, Any] = last["response"]
+        return response
 
     async def _events(self) -> AsyncGenerator[Event, None]:
         """The last one tells of a response that is kept, if it is to be."""
