@@ -171,7 +171,13 @@ async def create(request: Request) -> Response:
     if not asked.stream:
         return WhileConnected(answering.whole)
     return WhileConnected(
-        EventStream(answering.stream(), answering.answer.failed, turn.headers, end=b"")
+        EventStream(
+            answering.stream(),
+            answering.answer.failed,
+            turn.headers,
+            shaped=sse.named_event,
+            end=b"",
+        )
     )
 
 
@@ -197,7 +203,7 @@ class Answering:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._events()) as events:
             async for event in events:
-                yield sse.event(event)
+                yield sse.named_event(event)
 
     async def whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self.response()

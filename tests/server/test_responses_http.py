@@ -216,6 +216,21 @@ def test_who_is_deleted_leaves_no_responses(server: Server) -> None:
     error_of(delete(server, "/v1/agents/gone"), 404)
 
 
+def test_responses_may_be_all_that_is_left_of_an_agent(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        kept = answered(server.wait_ready(), "Hello", "ann")["id"]
+    for path in (server.state_dir / "blocks").rglob("*.safetensors"):
+        path.unlink()
+    for path in server.state_dir.glob("index.db*"):
+        path.unlink()
+    with Server(tmp_path) as server:
+        server.wait_ready()
+        error_of(server.get("/v1/agents/ann"), 404)
+        assert get(server, kept).status_code == 200
+        assert delete(server, "/v1/agents/ann").status_code == 204
+        error_of(get(server, kept), 404)
+
+
 def test_a_conversation_goes_on_after_a_restart(tmp_path: Path) -> None:
     with Server(tmp_path) as server:
         first = answered(server.wait_ready(), LONG, "ann")
