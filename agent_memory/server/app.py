@@ -10,7 +10,14 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from agent_memory.errors import Refused, RequestError
-from agent_memory.server import agents, anthropic, anthropic_messages, batches, files
+from agent_memory.server import (
+    agents,
+    anthropic,
+    anthropic_messages,
+    batches,
+    files,
+    responses,
+)
 from agent_memory.server.chat import chat_completions
 from agent_memory.server.completions import completions
 from agent_memory.server.explain import explain
@@ -24,6 +31,7 @@ ROUTES = [
     Route("/v1/completions", completions, methods=["POST"]),
     Route(anthropic.MESSAGES, anthropic_messages.create, methods=["POST"]),
     Route(anthropic.COUNT_TOKENS, anthropic_messages.count_tokens, methods=["POST"]),
+    *responses.ROUTES,
     Route("/v1/models", models),
     Route("/v1/models/{model_id:path}", model),
     *files.ROUTES,

@@ -20,7 +20,7 @@ from agent_memory.request import FinishReason, Prompt, Scored, TokenLogprob
 from agent_memory.server import ask, body, openai, sse
 from agent_memory.server.ask import Ask, Usage
 from agent_memory.server.body import Fields
-from agent_memory.server.chat import form_of, frame
+from agent_memory.server.chat import frame
 from agent_memory.server.columns import Columns, Table
 from agent_memory.server.merge import merged
 from agent_memory.server.openai import error_body, refuse_not_built
@@ -78,7 +78,7 @@ def parse(values: dict[str, Any], headers: Mapping[str, str]) -> CompletionReque
         prompt_logprobs=echo and logprobs is not None,
         # The end of turn has no logprob.  Who asks for one token is told of one, whichever it is.
         ignore_end=fields.flag("ignore_eos") or max_tokens <= 1,
-        form=form_of(fields),
+        form=ask.form(fields.below("response_format"), "json_schema"),
     )
     return CompletionRequest(
         tuple(replace(one, prompt=prompt) for prompt in _prompts(fields)),

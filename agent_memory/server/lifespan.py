@@ -19,10 +19,11 @@ from agent_memory.server.batch_runner import Batches
 from agent_memory.server.connections import Connections
 from agent_memory.server.explain import Explanations
 from agent_memory.server.gate import Gate
+from agent_memory.server.response_store import Responses
 from agent_memory.server.shutdown import STAGES, Shutdown, Stage
 from agent_memory.server.upload import Place
 from agent_memory.store.block_store import BlockStore
-from agent_memory.store.documents import Documents
+from agent_memory.store.documents import RESPONSES, Documents
 from agent_memory.store.limits import Limits
 from agent_memory.store.state_dir import StateDir
 
@@ -50,6 +51,7 @@ class Lifespan:
         self._engine = Engine(config, store, metrics)
         self._explanations = Explanations()
         self._documents = documents
+        self._responses = Responses(documents[RESPONSES], store.keeps_floor)
         self._engine.agents.on_removed.append(self._explanations.forget_agent)
         self._drain_timeout_s = config.drain_timeout
         self._shutdown = Shutdown(
@@ -101,6 +103,7 @@ class Lifespan:
             "engine": self._engine,
             "explanations": self._explanations,
             "documents": self._documents,
+            "responses": self._responses,
             "metrics": self._metrics,
             "connections": self.connections,
         }
@@ -142,4 +145,4 @@ class Lifespan:
 
 def _documents(state_dir: StateDir) -> dict[str, Documents]:
     """Of each kind.  Raises StateDirError."""
-    return {kind: Documents(state_dir, kind) for kind in (kept.FILES, kept.BATCHES)}
+    return {kind: Documents(state_dir, kind) for kind in (RESPONSES, kept.FILES, kept.BATCHES)}

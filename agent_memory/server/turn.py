@@ -75,6 +75,7 @@ class Verbatim:
     """The reader of an answer that goes on from text or tokens: all of it is words."""
 
     num_calls = 0
+    thinking = False
 
     def add(self, text: str) -> list[Part]:
         return [Words(text)] if text else []
@@ -102,6 +103,7 @@ class Turn:
         self._explained: Explained | None = None
         self._first_token: float | None = None
         self._num_tokens = [0] * ask.choices
+        self._num_thought = 0  # tokens of thoughts, their markers counted with them
         self._finish: list[str] = [FinishReason.CANCELLED] * ask.choices
 
     @property
@@ -122,7 +124,8 @@ class Turn:
     def usage(self) -> Usage:
         assert self._explained is not None
         started = self._explained.started
-        return Usage(started.prompt_tokens, started.cached_tokens, sum(self._num_tokens))
+        num_tokens = sum(self._num_tokens)
+        return Usage(started.prompt_tokens, started.cached_tokens, num_tokens, self._num_thought)
 
     async def said(self) -> AsyncGenerator[Said, None]:
         """Up to a proper end of every answer.  Any other end is a RequestError."""
@@ -213,8 +216,10 @@ class Turn:
                         yield event
                     case Delta(text, num_tokens, logprobs):
                         self._first_token = self._first_token or time.monotonic()
+                        thinking, parts = reader.thinking, reader.add(text)
+                        if thinking or reader.thinking:
+                            self._num_thought += num_tokens - self._num_tokens[choice]
                         self._num_tokens[choice] = num_tokens
-                        parts = reader.add(text)
                         if parts or logprobs:
                             yield Piece(choice, tuple(parts), logprobs)
                     case Finished():
