@@ -47,6 +47,8 @@ def main(config: Config, state_dir: StateDir) -> Never:
     """
     logs.configure(config.log_format)
     with listen(config.host, config.port) as listener:
+        url = _url(config.host, listener.getsockname()[1])
+        state_dir.sign(url, config.drain_timeout + PROMISE_S)
         recorder = Recorder(state_dir.run)
         try:
             status = asyncio.run(_serve(config, state_dir, recorder, listener))
@@ -85,9 +87,7 @@ async def _serve(
     lifespan = await Lifespan.open(config, state_dir, recorder, hurry)
     lifespan.connections.track()
     watching = asyncio.create_task(lifespan.watch(stop))
-    port = listener.getsockname()[1]
-    state_dir.sign(_url(config.host, port), config.drain_timeout + PROMISE_S)
-    log.info("server_listening", host=config.host, port=port)
+    log.info("server_listening", host=config.host, port=listener.getsockname()[1])
     recorder.ready()
     drained = asyncio.Event()
     serving = asyncio.create_task(
