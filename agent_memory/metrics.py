@@ -52,6 +52,12 @@ class Metrics:
         self.memory_budget_bytes = gauge("memory_budget_bytes", "Memory for everything together")
         self.memory_used_bytes = gauge("memory_used_bytes", "Memory of it that is in use or kept")
         self.preemptions = counter("preemptions", "Sequences sent back to wait for want of room")
+        self.engine_turn_age = gauge(
+            "engine_turn_age_seconds", "Since the engine's last turn ended; 0 at rest"
+        )
+        self.unclean_starts = gauge(
+            "unclean_starts", "Of the servers here in the last ten minutes, those that ended badly"
+        )
         self.connections = gauge("connections", "Open HTTP connections")
         self.stalled_connections = gauge(
             "stalled_connections", "Connections whose client does not read what it is sent"

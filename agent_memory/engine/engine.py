@@ -1,8 +1,5 @@
 """The engine as the event loop sees it: a thread, its phase, and requests as streams of events.
 
-    STARTING ─► LOADING ─► READY ─► DRAINING ─► STOPPED
-                   └─────► FAILED ────┘
-
 The thread lives from `start` to `release`: it loads the model, steps while there is work, and stays
 for unloading and freeing, because MLX arrays must die where they were made.  Methods are for the
 event loop; what starts with an underscore and says so runs on the engine thread.
@@ -14,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
-from enum import StrEnum
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -24,13 +21,16 @@ import structlog
 from agent_memory.config import Config
 from agent_memory.engine import budget, limits
 from agent_memory.engine.agent_verbs import AgentVerbs
+from agent_memory.engine.heartbeat import Heartbeat, Trouble
 from agent_memory.engine.limits import ModelInfo, Queue
-from agent_memory.engine.mailbox import Mailbox, Stream
+from agent_memory.engine.mailbox import Mailbox
 from agent_memory.engine.memory import Memory
+from agent_memory.engine.phase import LoadCancelled, Note, Phase, refusal
 from agent_memory.engine.scheduler import Scheduler
 from agent_memory.engine.step_loop import StepLoop
 from agent_memory.engine.transfer import Transfer
-from agent_memory.errors import AgentMemoryError, Unavailable
+from agent_memory.errors import AgentMemoryError, EngineFailed
+from agent_memory.failpoint import failpoint
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.metrics import Metrics
 from agent_memory.model import loader, logprobs
@@ -48,27 +48,25 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-class Phase(StrEnum):
-    STARTING = "starting"
-    LOADING = "loading"
-    READY = "ready"
-    DRAINING = "draining"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
-
-class LoadCancelled(AgentMemoryError):
-    pass
-
-
 class Engine:
-    def __init__(self, config: Config, store: BlockStore, metrics: Metrics) -> None:
+    """`note`: as the type says, from the event loop and from the engine thread."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: BlockStore,
+        metrics: Metrics,
+        note: Note = lambda phase, step: None,
+    ) -> None:
         self.model_id = config.model
         self.phase = Phase.STARTING
         self.progress: dict[str, object] = {}
         self.failure: str | None = None
         self.model: ModelInfo | None = None
         self.queue = Queue(config.max_requests)
+        self.heartbeat = Heartbeat()
+        self._note = note
+        self._lost: Trouble | None = None  # the thread was given up
         self._config = config
         self._store = store
         self._metrics = metrics
@@ -88,61 +86,75 @@ class Engine:
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+    def start(self, loop: asyncio.AbstractEventLoop, *, held: bool = False) -> None:
+        """The thread, and unless `held` the model."""
         self._mailbox.connect(loop)
-        self.phase = Phase.LOADING
         self._thread.start()
+        if held:
+            self._move(Phase.HELD)
+            self._settled.set()
+        else:
+            self.load()
+
+    def load(self) -> None:
+        assert self.phase in (Phase.STARTING, Phase.HELD)
+        self._move(Phase.LOADING)
+        self._settled.clear()
+        self._mailbox.send(self._load_or_fail)
+
+    def _move(self, phase: Phase) -> None:
+        self.phase = phase
+        self._note(phase, "")
 
     async def wait_ready(self, timeout_s: float) -> ModelInfo:
-        """Raises Unavailable with the reason: loading, failed, draining."""
-        try:
+        """Raises Unavailable with the reason."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._settled.wait()
-        except TimeoutError:
-            pass
         if self.phase is Phase.READY and self.model is not None:
             return self.model
-        if self.phase is Phase.LOADING:
-            raise Unavailable(
-                f"The model is still loading ({self.progress}). Try again shortly.",
-                reason="loading",
-                retry_after=10,
-            )
-        if self.phase is Phase.FAILED:
-            raise Unavailable(
-                f"The model could not be loaded: {self.failure}", reason="failed", retry_after=60
-            )
-        raise _draining()
+        raise refusal(self.phase, self.progress, self.failure)
 
     def _run(self) -> None:
         """The engine thread."""
         try:
-            self._load()
-        except Exception as error:  # whatever it is, the thread must go on to answer and to end
-            self._load_failed(error)
-        while not self._leaving:
-            try:
-                self._turn()
-            except Exception:  # a fault of ours that no single request explains
-                log.exception("turn_failed")
-                if self._steps is not None:
-                    self._steps.fail_all()
+            while not self._leaving:
+                self._turn_or_fail_all()
+        except BaseException:  # nothing may end this thread unsaid
+            log.exception("engine_died")
+        finally:
+            self.heartbeat.ended(as_told=self._leaving)
+
+    def _turn_or_fail_all(self) -> None:
+        """Engine thread."""
+        try:
+            self._turn()
+        except Exception:  # a fault of ours that no single request explains
+            log.exception("turn_failed")
+            failpoint("engine.fail_all")
+            if self._steps is not None:
+                self._steps.fail_all()
 
     def _turn(self) -> None:
         """Engine thread.  When the last request has ended every owner of state is checked."""
         steps = None if self.phase is Phase.STOPPED else self._steps
         busy = steps is not None and steps.has_work
-        if steps is not None and not len(steps.scheduler):
+        idle = steps is None or not len(steps.scheduler)
+        if steps is not None and idle:
             self._check(steps)
         del steps  # a command may drop the model, and then nothing here may hold it
+        self.heartbeat.turned(rests=idle and not busy)
         command = self._mailbox.take(wait=not busy)
+        self.heartbeat.woken()
         while command is not None:
             command()
             if self._steps is not None:
                 self._steps.something_changed()
             command = self._mailbox.take(wait=False)
         if busy and self._steps is not None:
+            failpoint("engine.turn")
             self._steps.turn()
+            self.heartbeat.stepped()
 
     def _check(self, steps: StepLoop) -> None:
         """Engine thread.  What is found is told; commands must still be taken after it."""
@@ -150,6 +162,17 @@ class Engine:
             steps.check()
         except AssertionError:
             log.exception("check_failed")
+
+    def _load_or_fail(self) -> None:
+        """Engine thread."""
+        try:
+            self._load()
+        except Exception as error:  # whatever it is, the thread must go on to answer and to end
+            known = isinstance(error, AgentMemoryError)
+            self.failure = str(error) if known else f"{type(error).__name__}: {error}"
+            if not isinstance(error, LoadCancelled):
+                log.error("model_failed", reason=self.failure, exc_info=None if known else error)
+            self._load_settled(Phase.FAILED)
 
     def _load(self) -> None:
         """Engine thread."""
@@ -159,7 +182,9 @@ class Engine:
             if self.phase is not Phase.LOADING:
                 raise LoadCancelled("The server is shutting down.")
             self.progress = {"step": step, "elapsed_s": round(time.monotonic() - started, 1)}
+            self._note(self.phase, step)
             log.info("model_loading", model=self.model_id, **self.progress)
+            failpoint("engine.load")
 
         config = self._config
         digests = config.state_dir / "run" / "digests.json"
@@ -178,21 +203,7 @@ class Engine:
         self._steps = StepLoop(
             loaded, memory, scheduler, ledger, cost, self._mailbox, self._metrics
         )
-        self.model = ModelInfo(
-            id=self.model_id,
-            context_length=loaded.context_length,
-            vocab_size=proven.vocab_size,
-            defaults=loaded.defaults,
-            kv={
-                "bits": config.kv_bits,
-                "group_size": config.kv_group_size,
-                "bytes_per_token": proven.spec.bytes_per_token,
-                "mode": proven.mode,
-                "decode_reads": proven.read,
-                "fingerprint": proven.spec.fingerprint.hex()[:16],
-            },
-            most_tokens=cost.most_tokens(ledger.spare_bytes),
-        )
+        self.model = ModelInfo.of(loaded, config, cost.most_tokens(ledger.spare_bytes))
         log.info(
             "model_ready",
             model=self.model_id,
@@ -206,18 +217,11 @@ class Engine:
         _leave_alone_what_exists()
         self._load_settled(Phase.READY)
 
-    def _load_failed(self, error: Exception) -> None:
-        """Engine thread."""
-        known = isinstance(error, AgentMemoryError)
-        self.failure = str(error) if known else f"{type(error).__name__}: {error}"
-        if not isinstance(error, LoadCancelled):
-            log.error("model_failed", reason=self.failure, exc_info=None if known else error)
-        self._load_settled(Phase.FAILED)
-
     def _load_settled(self, phase: Phase) -> None:
         """Engine thread.  A server that began to drain meanwhile stays draining."""
+        self.heartbeat.turned(rests=True)
         if self.phase is Phase.LOADING:
-            self.phase = phase
+            self._move(phase)
         self._mailbox.on_loop(self._settled.set)
 
     @property
@@ -228,6 +232,23 @@ class Engine:
     @property
     def num_active(self) -> int:
         return self.queue.num_active
+
+    @property
+    def is_short_of_memory(self) -> bool:
+        """The next request to begin waits until there is room."""
+        steps = self._steps
+        return steps is not None and steps.room.is_short
+
+    @property
+    def trouble(self) -> Trouble | None:
+        return self._lost or self.heartbeat.trouble(may_stall=self.phase is Phase.READY)
+
+    def give_up(self, trouble: Trouble) -> None:
+        """The thread is taken for lost: all who wait for it are told so, now and from now on."""
+        self._lost = trouble
+        self.failure = f"The engine has failed ({trouble}) and the server ends. Its log says why."
+        self._mailbox.give_up(EngineFailed(self.failure, code=trouble))
+        self._settled.set()
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────
 
@@ -254,7 +275,7 @@ class Engine:
         """Compiled in a worker thread; `grammar` and `opening` as of model/grammar.py.  Raises
         RequestError."""
         if self.phase is not Phase.READY or self._grammars is None:
-            raise _draining()
+            raise refusal(self.phase, self.progress, self.failure)
         self.queue.refuse_when_full()
         return await asyncio.to_thread(self._grammars.constraint, grammar, opening)
 
@@ -265,10 +286,11 @@ class Engine:
         cannot be served; what fails later comes as the event Failed.  The constraint, which the
         answer keeps to, is this request's alone from now on."""
         if self.phase is not Phase.READY or self.model is None or self._steps is None:
-            raise _draining()
+            raise refusal(self.phase, self.progress, self.failure)
         limits.check(request, self.model)
-        stream, ended, began = Stream(), False, time.monotonic()
+        ended, began = False, time.monotonic()
         self.queue.enter()
+        stream = self._mailbox.stream()
         try:
             self._mailbox.send(partial(self._steps.submit, request, stream, constraint))
             while not ended:
@@ -286,10 +308,10 @@ class Engine:
 
     def stop_admission(self) -> None:
         """Stage 1.  Also ends a load under way at its next step, and who has not begun."""
-        self.phase = Phase.DRAINING
+        self._move(Phase.DRAINING)
         self._settled.set()
         self._draining_with = self.num_active
-        if steps := self._steps:
+        if (steps := self._steps) and not self._lost:
             self._turned_away = self._mailbox.call(steps.end_waiting)
 
     async def drain(self, timeout_s: float, hurry: asyncio.Event) -> dict[str, int]:
@@ -309,17 +331,18 @@ class Engine:
     async def persist(self, timeout_s: float) -> dict[str, int]:
         """Stage 3: everything committed is on disk, the pool is empty, the store is closed."""
         deadline = time.monotonic() + timeout_s
-        await self._on_thread(lambda: None)  # the last turn's commits are with the writer now
+        if not self._lost:  # else what it had told the writer is written all the same
+            await self._on_thread(lambda: None)  # the last turn's commits are with the writer now
         dirty = self._store.pending_bytes
         flushed = await asyncio.to_thread(self._store.flush, timeout_s)
         closed = await asyncio.to_thread(self._store.close, deadline - time.monotonic() + 1.0)
-        blocks, held = await self._on_thread(self._evict)  # after the store's last word
+        blocks, held = (0, 0) if self._lost else await self._on_thread(self._evict)
         if not (flushed and closed):
             raise TimeoutError(f"{self._store.pending_bytes} bytes were not on disk in time")
         return {"written_bytes": dirty, "evicted_blocks": blocks, "held_blocks": held}
 
     def _evict(self) -> tuple[int, int]:
-        """Engine thread."""
+        """Engine thread, after the store's last word."""
         blocks = len(self._pool)
         return blocks, self._steps.memory.clear() if self._steps else self._pool.clear()
 
@@ -375,9 +398,3 @@ def _leave_alone_what_exists() -> None:
     are served, would stop every thread for 50 to 100 ms."""
     gc.collect()
     gc.freeze()
-
-
-def _draining() -> Unavailable:
-    return Unavailable(
-        "The server is shutting down. Try again in a moment.", reason="draining", retry_after=5
-    )

@@ -6,6 +6,7 @@ Knows numbers only.  Event loop; `ModelInfo` any thread.
 import math
 from dataclasses import dataclass
 
+from agent_memory.config import Config
 from agent_memory.engine.room import tokens_to_begin
 from agent_memory.errors import (
     BadRequest,
@@ -13,6 +14,7 @@ from agent_memory.errors import (
     MemoryExceeded,
     Unavailable,
 )
+from agent_memory.model.loader import LoadedModel
 from agent_memory.request import GenerateRequest, SamplingParams
 
 MAX_RETRY_S = 60
@@ -32,6 +34,26 @@ class ModelInfo:
     defaults: SamplingParams
     kv: dict[str, object]
     most_tokens: int
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, config: Config, most_tokens: int) -> "ModelInfo":
+        spec = loaded.proven.spec
+        kv: dict[str, object] = {
+            "bits": config.kv_bits,
+            "group_size": config.kv_group_size,
+            "bytes_per_token": spec.bytes_per_token,
+            "mode": loaded.proven.mode,
+            "decode_reads": loaded.proven.read,
+            "fingerprint": spec.fingerprint.hex()[:16],
+        }
+        return cls(
+            id=config.model,
+            context_length=loaded.context_length,
+            vocab_size=loaded.proven.vocab_size,
+            defaults=loaded.defaults,
+            kv=kv,
+            most_tokens=most_tokens,
+        )
 
 
 def check(request: GenerateRequest, model: ModelInfo) -> None:

@@ -6,13 +6,15 @@ GET only, answered from memory.  Event loop.
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from agent_memory.engine.engine import Engine, Phase
+from agent_memory.engine.engine import Engine
+from agent_memory.engine.phase import HELD, Phase, refusal
 from agent_memory.errors import NotFound
 from agent_memory.metrics import CONTENT_TYPE, Metrics
 from agent_memory.server.connections import Connections
 from agent_memory.server.openai import model_entry
 
-RETRY_AFTER_S = 5
+TROUBLE_RETRY_S = 30
+"""By then a supervisor has started another."""
 
 
 async def root(request: Request) -> Response:
@@ -25,30 +27,59 @@ async def root(request: Request) -> Response:
 
 
 async def healthz(request: Request) -> Response:
-    """200 as long as the process answers at all."""
+    """200 as long as the event loop, which says this, and the engine thread get on.  The engine is
+    not asked: it could not answer if it did not."""
     engine: Engine = request.state.engine
-    return JSONResponse({"status": "ok", "phase": engine.phase})
+    trouble, heartbeat = engine.trouble, engine.heartbeat
+    state = {
+        "status": trouble or "ok",
+        "phase": engine.phase,
+        "engine": {
+            "resting": heartbeat.rests,
+            "last_turn_age_s": round(heartbeat.turn_age_s, 3),
+            "stalled_after_s": round(heartbeat.limit_s, 1),
+        },
+    }
+    if trouble is None:
+        return JSONResponse(state)
+    return JSONResponse({**state, "reason": trouble}, 503, _later(TROUBLE_RETRY_S))
 
 
 async def readyz(request: Request) -> Response:
     """200 only if a chat request would be served at once."""
     engine: Engine = request.state.engine
-    reason = _reason_to_wait(engine)
-    if reason is None:
+    waits = _wait(engine)
+    if waits is None:
         return JSONResponse({"status": "ready", "model": engine.model_id})
-    state = {"status": reason, "progress": engine.progress, "failure": engine.failure}
-    return JSONResponse(state, 503, {"Retry-After": str(RETRY_AFTER_S)})
+    reason, retry_after = waits
+    state = {"status": reason, "reason": reason, "progress": engine.progress}
+    failure = HELD if engine.phase is Phase.HELD else engine.failure
+    return JSONResponse({**state, "failure": failure}, 503, _later(retry_after))
 
 
-def _reason_to_wait(engine: Engine) -> str | None:
+def _wait(engine: Engine) -> tuple[str, int] | None:
+    """Why, and for how many seconds."""
+    if trouble := engine.trouble:
+        return trouble, TROUBLE_RETRY_S
     if engine.phase is not Phase.READY:
-        return str(engine.phase)
-    return "queue_full" if engine.queue.is_full else None
+        said = refusal(engine.phase, engine.progress, engine.failure)
+        return said.reason, said.retry_after
+    if engine.queue.is_full:
+        return "queue_full", engine.queue.retry_after_s
+    if engine.is_short_of_memory:
+        return "memory_pressure", engine.queue.retry_after_s
+    return None
+
+
+def _later(seconds: int) -> dict[str, str]:
+    return {"Retry-After": str(seconds)}
 
 
 async def metrics(request: Request) -> Response:
     registry: Metrics = request.state.metrics
     connections: Connections = request.state.connections
+    engine: Engine = request.state.engine
+    registry.engine_turn_age.set(0.0 if engine.heartbeat.rests else engine.heartbeat.turn_age_s)
     registry.connections.set(len(connections))
     registry.connections_cut.set(connections.num_cut)
     registry.stalled_connections.set(connections.num_stalled)

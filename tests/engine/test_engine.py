@@ -12,7 +12,8 @@ import pytest
 
 from agent_memory import config, failpoint
 from agent_memory.block import BLOCK_TOKENS
-from agent_memory.engine.engine import Engine, Phase
+from agent_memory.engine.engine import Engine
+from agent_memory.engine.phase import Phase
 from agent_memory.errors import (
     BadRequest,
     ContextLengthExceeded,

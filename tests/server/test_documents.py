@@ -15,7 +15,7 @@ from agent_memory.server import (
 )
 from agent_memory.server import response_store as store
 from agent_memory.server.explain import MEANING
-from agent_memory.server.shutdown import BUDGETS_S, HARD_DEADLINE_S
+from agent_memory.stages import BUDGETS_S, HARD_DEADLINE_S
 from tests.source import ROOT
 
 API = (ROOT / "docs/http-api.md").read_text("utf-8")

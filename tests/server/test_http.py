@@ -13,7 +13,9 @@ HELLO = "Hello there"
 
 
 def test_it_is_alive_and_ready(server: Server) -> None:
-    assert server.get("/healthz").json() == {"status": "ok", "phase": "ready"}
+    healthy = server.get("/healthz").json()
+    assert (healthy["status"], healthy["phase"]) == ("ok", "ready")
+    assert healthy["engine"]["resting"] and healthy["engine"]["last_turn_age_s"] >= 0
     assert server.get("/readyz").json() == {"status": "ready", "model": "builtin"}
 
 

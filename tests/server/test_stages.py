@@ -6,12 +6,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from agent_memory import failpoint
-from agent_memory.server import shutdown
-from agent_memory.server.shutdown import BUDGETS_S, STAGES, Shutdown, Stage, Work
+from agent_memory.server.shutdown import Shutdown, Work
+from agent_memory.stages import (
+    BUDGETS_S,
+    HARD_DEADLINE_S,
+    PROMISE_S,
+    STAGES,
+    Stage,
+    supervisor_s,
+)
 from tests.source import ROOT
 
 
@@ -45,7 +53,8 @@ def record(*raising: Stage, slow: dict[Stage, float] | None = None) -> Record:
 
 def test_six_stages_fit_below_the_hard_deadline() -> None:
     assert len(STAGES) == 6
-    assert sum(BUDGETS_S.values()) + 1.5 < shutdown.HARD_DEADLINE_S < 15
+    assert sum(BUDGETS_S.values()) + 1.5 < HARD_DEADLINE_S < PROMISE_S == 15
+    assert supervisor_s(25) == 60 and supervisor_s(0.5) > sum(BUDGETS_S.values()) + 0.5
 
 
 async def test_each_stage_runs_once_and_in_order() -> None:
@@ -102,21 +111,40 @@ async def test_cancelling_who_waits_does_not_stop_the_stages() -> None:
     assert work.ran == list(STAGES) and six.report() == 0
 
 
-def test_the_last_resort_ends_a_process_that_hangs() -> None:
-    program = """
-import time
+LAST_RESORT = """
+import ctypes, sys, time
+from pathlib import Path
 from agent_memory.server import logs, shutdown
+from agent_memory.server.faults import FaultLog
 logs.configure("json")
-shutdown.leave_within(0.2, lambda: ["persist"])
-time.sleep(60)
+shutdown.leave_within(0.2, lambda: ["persist"], FaultLog(Path(sys.argv[1])))
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30
+
+
+def last_resort(folder: Path, then: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", LAST_RESORT + then, folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
+
+
+def test_the_last_resort_ends_a_process_that_hangs(tmp_path: Path) -> None:
+    run = last_resort(tmp_path, "time.sleep(60)")
     assert run.returncode == 70
     event = json.loads(run.stderr.splitlines()[0])
     assert (event["event"], event["failed"]) == ("server_shutdown_incomplete", ["persist"])
-    assert "most recent call first" in run.stderr
+    assert "most recent call first" in (tmp_path / "fault.log").read_text()
+
+
+def test_even_one_whose_python_stands_still(tmp_path: Path) -> None:
+    """Something native holds the interpreter: no thread of Python's can run any more."""
+    began = time.monotonic()
+    run = last_resort(tmp_path, "ctypes.PyDLL(None).sleep(60)")
+    assert run.returncode == 1 and time.monotonic() - began < 20
+    assert "most recent call first" in (tmp_path / "fault.log").read_text()
 
 
 async def test_a_failpoint_stands_in_for_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
