@@ -59,6 +59,7 @@ async def test_each_stage_runs_once_and_in_order() -> None:
     assert six.report() == 0 and six.unfinished() == []
 
 
+@pytest.mark.requirement("L-28")
 @pytest.mark.parametrize("stage", STAGES)
 async def test_a_stage_that_raises_is_named_and_the_others_run(stage: Stage) -> None:
     work = record(stage)
@@ -68,6 +69,7 @@ async def test_a_stage_that_raises_is_named_and_the_others_run(stage: Stage) -> 
     assert six.report() == 70 and six.unfinished() == [stage]
 
 
+@pytest.mark.requirement("L-28")
 async def test_a_stage_that_overruns_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUDGETS_S, Stage.STOP_ADMISSION, 0.05)
     monkeypatch.setitem(BUDGETS_S, Stage.DRAIN, 0.05)
@@ -89,6 +91,7 @@ async def test_a_stage_gets_what_those_before_it_left_over() -> None:
     assert work.seconds[Stage.RELEASE_MEMORY] == pytest.approx(42 - 0.2, abs=0.1)
 
 
+@pytest.mark.requirement("L-29")
 async def test_cancelling_who_waits_does_not_stop_the_stages() -> None:
     work = record(slow={Stage.PERSIST: 0.2})
     six = Shutdown(1, work.work())
@@ -102,6 +105,7 @@ async def test_cancelling_who_waits_does_not_stop_the_stages() -> None:
     assert work.ran == list(STAGES) and six.report() == 0
 
 
+@pytest.mark.requirement("L-30")
 def test_the_last_resort_ends_a_process_that_hangs() -> None:
     program = """
 import time
