@@ -118,6 +118,7 @@ async def tokenized(engine: Engine, text: str) -> tuple[int, ...]:
     return tuple(await engine.tokenize(Conversation([{"role": "user", "content": text}]), None))
 
 
+@pytest.mark.requirement("B-12", "B-16")
 async def test_again_from_memory_and_from_disk_after_a_restart(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         cold = await ask(engine, FACTS)
@@ -132,6 +133,7 @@ async def test_again_from_memory_and_from_disk_after_a_restart(tmp_path: Path) -
         assert cold.text == again.text == restored.text == kept.text
 
 
+@pytest.mark.requirement("B-14")
 async def test_a_match_is_exact_to_the_token_and_generated_tokens_count(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         prompt = await tokenized(engine, FACTS)
@@ -143,6 +145,7 @@ async def test_a_match_is_exact_to_the_token_and_generated_tokens_count(tmp_path
         assert (await ask(engine, (5, 6, 7), "cleo")).cached == 0
 
 
+@pytest.mark.requirement("B-22")
 async def test_at_once_as_alone_and_one_run_for_one_prefix(tmp_path: Path) -> None:
     prompts = [FACTS, ENDLESS, FACTS + " more", "Hello!"]
     async with running(tmp_path / "alone") as engine:
@@ -170,6 +173,7 @@ async def test_closing_cancels_and_what_was_computed_is_kept(tmp_path: Path) -> 
         assert head.num_tokens >= len(prompt) + 19
 
 
+@pytest.mark.requirement("L-09")
 async def test_limits(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         assert engine.model is not None
@@ -198,6 +202,7 @@ async def test_stop_strings_end_the_answer_before_them(tmp_path: Path) -> None:
         assert (whole.finished.reason, whole.finished.stop) == (FinishReason.STOP, None)
 
 
+@pytest.mark.requirement("B-17")
 async def test_a_damaged_file_is_a_miss_and_the_answer_the_same(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         cold = await ask(engine, FACTS)
@@ -241,6 +246,7 @@ def memory_for(engine: Engine, num_tokens: int, pool_bytes: int) -> int:
     return (parts + per_token * (num_tokens + BLOCK_TOKENS)) * 20 // 19 + 20
 
 
+@pytest.mark.requirement("F-21")
 async def test_background_work_gives_way_and_goes_on_and_a_sequence_ends_where_memory_does(
     tmp_path: Path,
 ) -> None:
@@ -270,6 +276,7 @@ async def test_background_work_gives_way_and_goes_on_and_a_sequence_ends_where_m
         assert abs(engine.model.most_tokens - total) <= BLOCK_TOKENS
 
 
+@pytest.mark.requirement("F-22")
 async def test_a_step_that_raises_ends_the_guilty_request_only(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         alone = await ask(engine, FACTS + " others", "ben", max_tokens=60)

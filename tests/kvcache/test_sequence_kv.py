@@ -52,6 +52,7 @@ def test_payload_of_a_and_b_is_their_payloads_concatenated(spec: KVSpec) -> None
     np.testing.assert_array_equal(together(spec, pieces), kv.copy_out(0, 29))
 
 
+@pytest.mark.requirement("B-17")
 def test_restored_is_byte_for_byte_what_was_computed(spec: KVSpec) -> None:
     """Out of blocks, the last of which only partly fits, into a run; then on in a tail."""
     first = SequenceKV(spec)

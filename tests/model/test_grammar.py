@@ -122,6 +122,7 @@ def test_the_mask_is_as_wide_as_logits_are(width: int) -> None:
     )
 
 
+@pytest.mark.requirement("S-14")
 @pytest.mark.parametrize(
     ("grammar", "why"),
     [
@@ -178,6 +179,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.requirement("S-14")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_grammars_take_bounded_time_and_end_nothing(name: str) -> None:
     """Compiled in one thread as a worker does it, followed in another with a small stack."""

@@ -65,6 +65,7 @@ def test_an_event_is_one_line_whatever_it_holds() -> None:
     assert json.loads(raw.removeprefix(b"data: "))["text"] == "a\nb\r\n\u2028é\N{GRINNING FACE}"
 
 
+@pytest.mark.requirement("L-06")
 async def test_silence_is_filled_with_comments() -> None:
     source = Source(2, pause_s=0.25)
     chunks = [chunk async for chunk in sse.with_keep_alives(source(), every_s=0.1)]
@@ -103,6 +104,7 @@ async def test_an_error_before_the_first_event_has_its_own_status() -> None:
     assert client.sent == []
 
 
+@pytest.mark.requirement("B-04", "S-16")
 @pytest.mark.parametrize(
     ("error", "code"), [(EngineFailed("broken"), "engine_error"), (KeyError("x"), "internal_error")]
 )

@@ -68,6 +68,7 @@ async def test_each_stage_runs_once_and_in_order() -> None:
     assert six.report() == 0 and six.unfinished() == []
 
 
+@pytest.mark.requirement("L-28")
 @pytest.mark.parametrize("stage", STAGES)
 async def test_a_stage_that_raises_is_named_and_the_others_run(stage: Stage) -> None:
     work = record(stage)
@@ -77,6 +78,7 @@ async def test_a_stage_that_raises_is_named_and_the_others_run(stage: Stage) -> 
     assert six.report() == 70 and six.unfinished() == [stage]
 
 
+@pytest.mark.requirement("L-28")
 async def test_a_stage_that_overruns_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUDGETS_S, Stage.STOP_ADMISSION, 0.05)
     monkeypatch.setitem(BUDGETS_S, Stage.DRAIN, 0.05)
@@ -98,6 +100,7 @@ async def test_a_stage_gets_what_those_before_it_left_over() -> None:
     assert work.seconds[Stage.RELEASE_MEMORY] == pytest.approx(42 - 0.2, abs=0.1)
 
 
+@pytest.mark.requirement("L-29")
 async def test_cancelling_who_waits_does_not_stop_the_stages() -> None:
     work = record(slow={Stage.PERSIST: 0.2})
     six = Shutdown(1, work.work())
@@ -131,6 +134,7 @@ def last_resort(folder: Path, then: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.requirement("L-30")
 def test_the_last_resort_ends_a_process_that_hangs(tmp_path: Path) -> None:
     run = last_resort(tmp_path, "time.sleep(60)")
     assert run.returncode == 70

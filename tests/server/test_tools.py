@@ -41,6 +41,7 @@ def check_place(text: str) -> None:
     assert 1 <= place["days"] <= 9 and place["unit"] in ("C", "F")
 
 
+@pytest.mark.requirement("B-03", "B-07")
 @pytest.mark.parametrize("temperature", [0, 1.5])
 def test_a_call_by_name_has_arguments_of_its_schema(server: Server, temperature: float) -> None:
     named = {"type": "function", "function": {"name": "weather"}}
@@ -52,6 +53,7 @@ def test_a_call_by_name_has_arguments_of_its_schema(server: Server, temperature:
     check_place(call["function"]["arguments"])
 
 
+@pytest.mark.requirement("B-07")
 def test_a_streamed_call_is_the_whole_one_in_pieces(server: Server) -> None:
     fields: dict[str, Any] = {**ONE, "tools": [WEATHER]}
     whole = answered(server.ask(ASKED, **fields))["message"]["tool_calls"][0]["function"]
@@ -67,6 +69,7 @@ def test_a_streamed_call_is_the_whole_one_in_pieces(server: Server) -> None:
     assert not any(delta.get("content") for delta in deltas)
 
 
+@pytest.mark.requirement("B-07")
 def test_several_calls_in_one_answer(server: Server) -> None:
     """The built-in model would rather end after one."""
     endless = {"max_tokens": 100, "logit_bias": {"2": -100}, "tool_choice": "required"}
@@ -77,6 +80,7 @@ def test_several_calls_in_one_answer(server: Server) -> None:
     assert len({call["id"] for call in calls}) == len(calls)
 
 
+@pytest.mark.requirement("B-07")
 def test_a_tool_loop_goes_on_from_memory_as_computed_cold(server: Server, tmp_path: Path) -> None:
     messages: list[dict[str, Any]] = [{"role": "user", "content": ASKED}]
     first = server.post({**chat("", **ONE), "messages": messages}, **{"X-Agent-ID": "loop"}).json()
@@ -90,20 +94,29 @@ def test_a_tool_loop_goes_on_from_memory_as_computed_cold(server: Server, tmp_pa
     second = server.post(again, **{"X-Agent-ID": "loop"}).json()
     cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert cached >= first["usage"]["prompt_tokens"]
+    failed = {**result, "content": "Error: there is no such place."}
+    told = {**again, "messages": [*messages, called, failed], "max_tokens": 5}
+    assert server.post(told).status_code == 200
     with Server(tmp_path) as other:
         cold = other.wait_ready().post(again).json()
     assert cold["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     assert second["choices"][0]["message"] == cold["choices"][0]["message"]
 
 
+@pytest.mark.requirement("B-07")
 def test_none_offered_none_called_and_the_prompt_is_the_same(server: Server) -> None:
     usage = [
         server.ask(ASKED, tools=ONE["tools"], tool_choice=choice, max_tokens=1).json()["usage"]
         for choice in ("auto", "none")
     ]
     assert usage[0]["prompt_tokens"] == usage[1]["prompt_tokens"]
-    forced = server.ask(ASKED, **{**ONE, "tool_choice": "none"}, max_tokens=20).json()
-    assert "tool_calls" not in forced["choices"][0]["message"]
+    wanted = (
+        f"Repeat this:\n<tool_call>{json.dumps({'name': 'clock', 'arguments': {}})}</tool_call>"
+    )
+    for fields in ({}, {"tools": []}, {"tools": [CLOCK], "tool_choice": "none"}):
+        choice = answered(server.post(chat(wanted, max_tokens=30, **fields)))
+        assert "tool_calls" not in choice["message"]
+        assert choice["finish_reason"] in ("stop", "length")
 
 
 def test_json_of_a_schema_or_it_says_length(server: Server) -> None:
