@@ -9,6 +9,7 @@
     │   ├── NotFound              404
     │   ├── Conflict              409  what is there stands against it
     │   ├── Refused               turned away before any route saw it; with its own status
+    │   │   └── Unauthorized          401  a key is missing or wrong
     │   ├── Unavailable           503  not now: loading, draining, full; says when to come back
     │   └── EngineFailed          500  our fault; the engine goes on for the others
     ├── StartError            the process cannot start; carries its exit status
@@ -109,6 +110,11 @@ class Refused(RequestError):
         super().__init__(message, code=code)
         self.status = status
         self.close = close
+
+
+class Unauthorized(Refused):
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(401, code, message)
 
 
 class Unavailable(RequestError):

@@ -13,7 +13,7 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from agent_memory.errors import PortInUse
 from agent_memory.server.connections import Connections
 from agent_memory.server.gate import MAX_BODY_BYTES, MAX_IGNORED_BYTES
-from agent_memory.server.run import listen
+from agent_memory.server.listener import listen
 from tests.process import ENDLESS, Server, chat, post_head, raw_post, read_until
 
 
@@ -197,7 +197,7 @@ def test_connections_are_tracked_by_a_class_that_hypercorn_uses() -> None:
     used = vars(hypercorn.asyncio.run)
     before = used["TCPServer"]
     try:
-        Connections(30).track()
+        Connections(30, 8).track()
         assert used["TCPServer"] is not before and issubclass(used["TCPServer"], TCPServer)
     finally:
         used["TCPServer"] = before
