@@ -64,6 +64,10 @@ class Connections:
         assert not self._busy & self._waiting.keys()
 
     @property
+    def num_busy(self) -> int:
+        return len(self._busy)
+
+    @property
     def num_stalled(self) -> int:
         """Connections with more to send than their client lets out: above the high-water mark."""
         return sum(_above_high_water(transport) for transport in self._all())
