@@ -65,9 +65,7 @@ class Metrics:
         self.connections_cut = gauge(
             "connections_cut", "Connections cut off, so far, for not reading"
         )
-        self.connections_closed = gauge(
-            "connections_closed", "Connections closed, so far, before they had asked", "reason"
-        )
+        self.connections_closed = gauge("connections_closed", "So far, before they asked", "reason")
         self.time_to_first_token = seconds("time_to_first_token", "From submit to the first token")
         self.restore_time = seconds("restore_time", "From match to the run in place")
 

@@ -110,7 +110,7 @@ def _words(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("address", f"{found['url']}{'' if found['answers'] else ' (does not answer)'}"),
         ("phase", at if not found["reason"] else f"{at}: {found['reason']}"),
         ("why", found["failure"] or ""),
-        ("no more", found["key_wanted"] or ""),
+        ("key", found["key_wanted"] or ""),
         ("model", f"{found['model']}{context}" if found["model"] else ""),
         ("agents", "" if found["agents"] is None else number(found["agents"])),
         ("requests", doing),
