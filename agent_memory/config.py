@@ -54,6 +54,8 @@ class Config:
     memory_bytes: int | None  # None: what the machine can give
     max_requests: int
     max_connections: int
+    agent_requests: int | None  # None: no limit but max_requests
+    agent_requests_per_minute: int | None  # None: no limit
     send_timeout: float
     drain_timeout: float
     log_format: str
@@ -243,6 +245,22 @@ SETTINGS = (
         (int,),
         "8 to 100000",
         "Connections that may be open at once; for more the one that waits longest is closed.",
+    ),
+    Setting(
+        "agent_requests",
+        "none",
+        unless("none", whole(1, 10_000)),
+        (int, str),
+        "1 to 10000, or none",
+        "Requests of one agent that may wait or run at once; for more it hears 429.",
+    ),
+    Setting(
+        "agent_requests_per_minute",
+        "none",
+        unless("none", whole(1, 100_000)),
+        (int, str),
+        "1 to 100000, or none",
+        "How often one agent may ask; for more it hears 429.",
     ),
     Setting(
         "send_timeout",

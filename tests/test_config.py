@@ -48,6 +48,8 @@ def test_defaults(home: Path) -> None:
         memory_bytes=None,
         max_requests=256,
         max_connections=512,
+        agent_requests=None,
+        agent_requests_per_minute=None,
         send_timeout=30.0,
         drain_timeout=25.0,
         log_format="console",
