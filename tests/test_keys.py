@@ -1,5 +1,6 @@
 """Keys: how they are written, where they come from, what is taken for one."""
 
+import hmac
 import os
 from pathlib import Path
 
@@ -25,6 +26,21 @@ def test_several_keys(text: str) -> None:
     assert len(found.digests) == 2 and found.accept(ONE) and found.accept(TWO)
     for other in ("", ONE[:-1], ONE + "x", ONE.upper(), f"{ONE},{TWO}", "\ud800", "ä" * 20):
         assert not found.accept(other)
+
+
+@pytest.mark.requirement("S-07")
+@pytest.mark.parametrize("key", [ONE, TWO, "neither"])
+def test_each_key_is_compared_whichever_is_right(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+
+    def compare(brought: bytes, known: bytes) -> bool:
+        compared.append(known)
+        return brought == known
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    found = keys.parse(f"{ONE},{TWO}")
+    assert found.accept(key) == (key != "neither")
+    assert compared == list(found.digests)
 
 
 def test_none_is_no_key() -> None:

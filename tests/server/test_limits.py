@@ -44,9 +44,9 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class Site:
     """`GET /` is answered at once, `POST /slow` when `done` is set.  `full`: all are busy."""
 
-    def __init__(self, tmp_path: Path) -> None:
-        self.connections = Connections(30, MOST, HEAD_S)
-        self.done, self.full = asyncio.Event(), asyncio.Event()
+    def __init__(self, tmp_path: Path, head_s: float) -> None:
+        self.connections = Connections(30, MOST, head_s)
+        self.begun, self.full, self.done = asyncio.Event(), asyncio.Event(), asyncio.Event()
         routes = [Route("/", self._fast), Route("/slow", self._slow, methods=["POST"])]
         place = Place(tmp_path, lambda num_bytes: True)
         self._gate = Gate(Starlette(routes=routes), Names(None), Keys(), place, lambda: False)
@@ -57,6 +57,7 @@ class Site:
         return PlainTextResponse("ok")
 
     async def _slow(self, request: Request) -> Response:
+        self.begun.set()
         if self.connections.num_busy == MOST:
             self.full.set()
         await self.done.wait()
@@ -118,7 +119,13 @@ async def is_closed(client: Client) -> bool:
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with Site(tmp_path).serving() as site:
+    async with Site(tmp_path, HEAD_S).serving() as site:
+        yield site
+
+
+@pytest.fixture
+async def patient(tmp_path: Path) -> AsyncIterator[Site]:
+    async with Site(tmp_path, 60).serving() as site:
         yield site
 
 
@@ -155,40 +162,41 @@ async def test_who_says_nothing_at_all_is_cut(site: Site) -> None:
 
 @pytest.mark.requirement("F-13")
 async def test_a_slow_body_is_answered_and_closed(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    patient: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate, "BODY_S", HEAD_S)
-    clients = [await site.connect(POST[:-1]) for _ in range(MOST - 1)]
-    assert await site.ask() == 200
+    clients = [await patient.connect(POST[:-1]) for _ in range(MOST - 1)]
+    assert await patient.ask() == 200
     for reader, _ in clients:
         assert await status(reader) == 408
         assert await reader.read() == b""
 
 
 @pytest.mark.requirement("F-15")
-async def test_room_is_made_by_who_waits_longest(site: Site) -> None:
-    busy = await site.connect(POST)
-    silent = [await site.connect() for _ in range(MOST)]
+async def test_room_is_made_by_who_waits_longest(patient: Site) -> None:
+    busy = await patient.connect(POST)
+    await patient.begun.wait()
+    silent = [await patient.connect() for _ in range(MOST)]
     assert await is_closed(silent[0])
     assert not silent[1][0].at_eof()
-    assert await site.ask() == 200
-    site.done.set()
+    assert await patient.ask() == 200
+    patient.done.set()
     assert await status(busy[0]) == 200
-    assert site.connections.num_closed["made_room"] == 2
+    assert patient.connections.num_closed["made_room"] == 2
 
 
 @pytest.mark.requirement("F-15")
-async def test_when_all_are_busy_one_more_is_told_so(site: Site) -> None:
-    busy = [await site.connect(POST) for _ in range(MOST)]
-    await site.full.wait()
-    assert site.connections.num_busy == MOST
-    reader, _ = await site.connect()
+async def test_when_all_are_busy_one_more_is_told_so(patient: Site) -> None:
+    busy = [await patient.connect(POST) for _ in range(MOST)]
+    await patient.full.wait()
+    assert patient.connections.num_busy == MOST
+    reader, _ = await patient.connect()
     said = await reader.read()
     assert said.startswith(b"HTTP/1.1 503 ") and b"Retry-After: " in said
     assert b'"code": "too_many_connections"' in said
-    site.done.set()
+    patient.done.set()
     assert [await status(reader) for reader, _ in busy] == [200] * MOST
-    assert await site.ask() == 200
+    assert await patient.ask() == 200
 
 
 @pytest.fixture
