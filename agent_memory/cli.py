@@ -67,6 +67,8 @@ def add_setting(command: argparse.ArgumentParser, setting: config.Setting) -> No
     how: dict[str, Any] = {"type": flag_value(setting), "metavar": "VALUE"}
     if bool in setting.toml_types:
         how = {"action": argparse.BooleanOptionalAction}
+    elif setting.repeats:
+        how["action"] = "append"
     command.add_argument(setting.flag, default=argparse.SUPPRESS, help=text, **how)
 
 

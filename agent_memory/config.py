@@ -4,6 +4,8 @@ Knows where a value may come from, what it may be, and how to name the place of 
 nothing of what a setting does.  Any thread.
 
     flag --kv-bits  >  variable AGENT_MEMORY_KV_BITS  >  file key kv_bits  >  default
+
+The flag --model may be repeated; in the file the table [models] stands for all of them.
 """
 
 import difflib
@@ -16,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent_memory import model_source
 from agent_memory.errors import ConfigError
+from agent_memory.model_source import MAX_CONTEXT, MODELS, ModelSource
 
 CONFIG_FILE = Path("~/.agent_memory/config.toml")
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)")
@@ -29,8 +33,9 @@ class Config:
 
     host: str
     port: int  # 0: the system picks a free one
-    model: str
+    models: tuple[ModelSource, ...]  # at least one; the first is the default
     model_chosen: bool  # somebody named a model; else the built-in one serves
+    model_idle_timeout: float | None  # None: what is loaded stays until others need its room
     state_dir: Path
     kv_bits: int | None  # None: K and V stay in the model's type
     kv_group_size: int
@@ -58,6 +63,7 @@ class Setting:
     toml_types: tuple[type, ...]
     allowed: str
     text: str
+    repeats: bool = False
 
     @property
     def flag(self) -> str:
@@ -113,9 +119,9 @@ def _path(text: str) -> Path:
         raise ValueError from error
 
 
-def _seconds(low: float) -> Callable[[str], float]:
+def _seconds(low: float, high: float = 3600) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        if not low <= float(text) <= 3600:
+        if not low <= float(text) <= high:
             raise ValueError
         return float(text)
 
@@ -167,10 +173,27 @@ SETTINGS = (
     Setting(
         "model",
         "builtin",
-        _words,
+        model_source.parse,
         (str,),
-        "builtin, a directory, or a Hugging Face name",
-        "Model to serve.",
+        "builtin, a directory, or a Hugging Face name; NAME= before it gives it another name",
+        "Model to serve; the flag may be repeated, the first is the default.",
+        repeats=True,
+    ),
+    Setting(
+        "context_length",
+        "auto",
+        _unless("auto", _whole(2, MAX_CONTEXT)),
+        (int, str),
+        f"auto, or 2 to {MAX_CONTEXT} tokens",
+        "Context of the default model; auto: what it was made for.",
+    ),
+    Setting(
+        "model_idle_timeout",
+        "none",
+        _unless("none", _seconds(1, 604_800)),
+        (int, float, str),
+        "1 to 604800 seconds, or none",
+        "A model that nobody used for so long is unloaded, unless it is pinned.",
     ),
     Setting(
         "state_dir",
@@ -316,7 +339,11 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], path: Path | N
         else:
             values[name] = setting.parse(setting.default)
     _refuse_open_host(values["host"], places.get("host", "default"))
-    return Config(**values, model_chosen="model" in places)
+    chosen = values.pop("model")
+    if MODELS in table and ("model" in table or "model" not in places):
+        chosen, places["model"] = model_source.of_file(table, file), f"{file}, [{MODELS}]"
+    models = model_source.several(chosen, places.get("model", ""), values.pop("context_length"))
+    return Config(**values, models=models, model_chosen="model" in places)
 
 
 def _read_file(file: Path, *, must_exist: bool) -> dict[str, object]:
@@ -333,7 +360,7 @@ def _read_file(file: Path, *, must_exist: bool) -> dict[str, object]:
     except ValueError as error:  # not TOML, or not even UTF-8
         raise ConfigError(f"{file} is not TOML: {error}. Correct it or move it away.") from error
     known = [setting.name for setting in SETTINGS]
-    for key in table.keys() - known:
+    for key in table.keys() - {*known, MODELS}:
         near = difflib.get_close_matches(key, known, 1)
         hint = f"Did you mean '{near[0]}'?" if near else f"Known are: {', '.join(known)}."
         raise ConfigError(f"{file}, key '{key}': there is no such setting. {hint}")

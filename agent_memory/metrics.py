@@ -51,6 +51,11 @@ class Metrics:
         self.disk_budget = gauge("disk_budget_bytes", "Bytes of block files allowed")
         self.memory_budget_bytes = gauge("memory_budget_bytes", "Memory for everything together")
         self.memory_used_bytes = gauge("memory_used_bytes", "Memory of it that is in use or kept")
+        self.models_resident = gauge("models_resident", "Models in memory")
+        self.model_loads = counter("model_loads", "Models brought into memory", "model")
+        self.model_unloads = counter("model_unloads", "Models taken out of memory", "model")
+        self.model_failures = counter("model_failures", "Loads that failed", "model")
+        self.model_load_time = seconds("model_load", "From asking for a model to having it")
         self.preemptions = counter("preemptions", "Sequences sent back to wait for want of room")
         self.connections = gauge("connections", "Open HTTP connections")
         self.stalled_connections = gauge(

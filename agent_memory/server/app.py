@@ -10,17 +10,16 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from agent_memory.errors import Refused, RequestError
-from agent_memory.server import agents
+from agent_memory.server import agents, models
 from agent_memory.server.chat import chat_completions
 from agent_memory.server.explain import explain
 from agent_memory.server.gate import error_response
-from agent_memory.server.health import healthz, metrics, model, models, readyz
+from agent_memory.server.health import healthz, metrics, readyz
 from agent_memory.server.sse import told
 
 ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-    Route("/v1/models", models),
-    Route("/v1/models/{model_id:path}", model),
+    *models.ROUTES,
     *agents.ROUTES,
     Route("/v1/requests/{request_id}/explain", explain),
     Route("/healthz", healthz),

@@ -1,4 +1,4 @@
-"""What an operator asks: is it alive, would it serve, with which model, what does it count?
+"""What an operator asks: is it alive, would it serve, which models are there, what does it count?
 
 GET only, answered from memory.  Event loop.
 """
@@ -7,10 +7,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from agent_memory.engine.engine import Engine, Phase
-from agent_memory.errors import NotFound
+from agent_memory.engine.served import Loaded, Served
 from agent_memory.metrics import CONTENT_TYPE, Metrics
 from agent_memory.server.connections import Connections
-from agent_memory.server.openai import model_entry
 
 RETRY_AFTER_S = 5
 
@@ -25,9 +24,12 @@ async def readyz(request: Request) -> Response:
     """200 only if a chat request would be served at once."""
     engine: Engine = request.state.engine
     reason = _reason_to_wait(engine)
+    default = engine.models.default
+    of_all = {"models": {m.name: shown(m) for m in engine.models}}
     if reason is None:
-        return JSONResponse({"status": "ready", "model": engine.model_id})
-    state = {"status": reason, "progress": engine.progress, "failure": engine.failure}
+        return JSONResponse({"status": "ready", "model": default.name, **of_all})
+    told = {"progress": default.progress, "failure": default.failure}
+    state = {"status": reason, **told, **of_all}
     return JSONResponse(state, 503, {"Retry-After": str(RETRY_AFTER_S)})
 
 
@@ -46,30 +48,13 @@ async def metrics(request: Request) -> Response:
     return Response(registry.text(), media_type=CONTENT_TYPE)
 
 
-async def models(request: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [_serving(request)]})
-
-
-async def model(request: Request) -> Response:
-    engine: Engine = request.state.engine
-    asked = request.path_params["model_id"]
-    if asked != engine.model_id:
-        raise unknown_model(asked, engine.model_id)
-    return JSONResponse(_serving(request))
-
-
-def _serving(request: Request) -> dict[str, object]:
-    """Also before it is loaded; then without what only the loaded model knows."""
-    engine: Engine = request.state.engine
-    known = engine.model
-    loaded = {"context_length": known.context_length, "kv": known.kv} if known else {}
-    return model_entry(engine.model_id, {"status": str(engine.phase), **loaded})
-
-
-def unknown_model(asked: str, serving: str) -> NotFound:
-    return NotFound(
-        f"There is no model '{asked}' here. The serving one is '{serving}'; a request without "
-        "'model' takes it.",
-        param="model",
-        code="model_not_found",
-    )
+def shown(model: Served) -> dict[str, object]:
+    """What changes with time, and what should worry."""
+    told: dict[str, object] = {"status": str(model.phase)}
+    if model.phase is Loaded.LOADING:
+        told["progress"] = model.progress
+    if model.failure:
+        told["failure"] = model.failure
+    if model.warnings:
+        told["warnings"] = model.warnings
+    return told

@@ -28,7 +28,7 @@ from mlx_lm.models import (
 
 from agent_memory import builtin
 from agent_memory.kvcache import attention
-from agent_memory.model import probe
+from agent_memory.model import loader, probe
 from agent_memory.model.probe import Proven
 from agent_memory.model.runner import HeadCut, Runner
 
@@ -275,7 +275,8 @@ def proven(model: Module, bits: int | None = None, group_size: int = 32) -> tupl
     """As the loader does it."""
     attention.install(model)
     head = HeadCut(model)
-    return probe.verify(model, head, probe.derive_spec(model, "tiny", bits, group_size)), head
+    spec = probe.derive_spec(model, "tiny", bits, group_size)
+    return loader.finish(probe.verify(model, head, spec)), head
 
 
 def runner(model: Module, bits: int | None = None) -> Runner:

@@ -14,7 +14,8 @@ HELLO = "Hello there"
 
 def test_it_is_alive_and_ready(server: Server) -> None:
     assert server.get("/healthz").json() == {"status": "ok", "phase": "ready"}
-    assert server.get("/readyz").json() == {"status": "ready", "model": "builtin"}
+    ready = {"status": "ready", "model": "builtin", "models": {"builtin": {"status": "ready"}}}
+    assert server.get("/readyz").json() == ready
 
 
 def test_models(server: Server) -> None:
