@@ -64,11 +64,13 @@ class Residents:
         self._spare_bytes = config.pool_bytes // SPARE_SHARE
         self.pool = BlockPool(config.pool_bytes - self._spare_bytes)
         self.ledger = Ledger(0, {})
+        self.whole_bytes = 0  # for models and what they remember, with none loaded
         self.loops: dict[str, StepLoop] = {}
         self._load: Load | None = None
 
     def open(self) -> None:
         self.ledger = budget.open_ledger(self._config.memory_bytes, self._spare_bytes)
+        self.whole_bytes = self.ledger.spare_bytes
         self._metrics.memory_budget_bytes.set(self.ledger.budget_bytes)
 
     # ── a turn ───────────────────────────────────────────────────────────────────────────────

@@ -48,7 +48,9 @@ class Served:
     """`users`: requests that have it or wait for it to load.  `leaving`: it must make room; who
     comes now waits until that is done.  `info` stays when it is unloaded, `warnings` too."""
 
-    def __init__(self, source: ModelSource, residents: Residents, mailbox: Mailbox, queue: Queue):
+    def __init__(
+        self, source: ModelSource, residents: Residents, mailbox: Mailbox, queue: Queue
+    ) -> None:
         self.source = source
         self.phase = Loaded.UNLOADED
         self.progress: dict[str, object] = {}

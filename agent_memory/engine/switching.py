@@ -113,7 +113,8 @@ class Switching:
         """Under the lock.  If it fails, those who left for it come back."""
         left: list[Served] = []
         need = prepared.weights_bytes
-        self._refuse_too_large(served, need)
+        await self._on_thread(lambda: None)  # the ledger is open
+        self._refuse_too_large(need, self._could_be_spare(served))
         served.tell(Progress("room"))
         try:
             await self._clear(served, left, lambda: self._residents.ledger.spare_bytes >= need)
@@ -172,15 +173,16 @@ class Switching:
 
     def _could_be_spare(self, served: Served) -> int:
         """Bytes, if all the others left that may."""
-        others = sum(other.known.fixed_bytes for other in self._may_leave(served))
-        return self._residents.ledger.spare_bytes + others
+        ready = (other for other in self._served.values() if other.phase is Loaded.READY)
+        pinned = [other for other in ready if other is not served and other.source.pinned]
+        return self._residents.whole_bytes - sum(other.known.fixed_bytes for other in pinned)
 
     def most_alone(self, served: Served) -> int:
         """The longest sequence it could have, in tokens."""
-        return served.known.cost.most_tokens(self._could_be_spare(served))
+        info = served.known
+        return info.cost.most_tokens(self._could_be_spare(served) - info.fixed_bytes)
 
-    def _refuse_too_large(self, served: Served, need: int) -> None:
-        could = self._could_be_spare(served)
+    def _refuse_too_large(self, need: int, could: int) -> None:
         if need > could:
             figures = budget.in_mb(self._residents.ledger)
             raise ModelRefused(

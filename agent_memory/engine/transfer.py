@@ -332,7 +332,7 @@ def _other_model(manifest: Manifest, model: Model) -> Conflict:
     return Conflict(
         f"The file is of the model '{manifest.model}' ({manifest.fingerprint.hex()[:16]}), this "
         f"server serves '{model.id}' ({model.spec.fingerprint.hex()[:16]}). Memory fits only the "
-        "very model and --kv-bits it was made with: serve that one and import it there.",
+        "very model and --kv-bits it was made with: have that one loaded where it is imported.",
         code="other_model",
     )
 

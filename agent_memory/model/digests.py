@@ -2,11 +2,12 @@
 
 Reading tens of gigabytes again at every start would take longer than loading them.  So a file's
 digest is kept, under what the system says of the file; it holds as long as all of that is the same.
-Knows nothing of what is in the files.  One thread at a time for each file of digests.
+Knows nothing of what is in the files.  Any thread.
 """
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import xxhash
 log = structlog.get_logger(__name__)
 
 MOST_KEPT = 1000
+_writing = threading.Lock()
 _SETTLED_NS = 2_000_000_000
 """A file may change again within the grain of its time stamp: one as young as this is not kept."""
 
@@ -41,7 +43,8 @@ def model_digest(folder: Path, kept: Path | None = None, tell: Tell = lambda _: 
         if identity == _identity(file) and _settled(file):
             found[identity] = digest
     if kept and not found.keys() <= known.keys():
-        _write(kept, known | found)
+        with _writing:
+            _write(kept, _read(kept) | found)
     return whole.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""An HTTP client of a running server's /v1/agents and /v1/requests.
+"""An HTTP client of a running server's /v1/agents, /v1/models and /v1/requests.
 
 Knows the paths and how the server says no.  Any thread; one at a time.
 """
@@ -58,6 +58,16 @@ class AgentClient:
 
     def explanation(self, request_id: str) -> dict[str, Any]:
         return self._ask("GET", f"/v1/requests/{quote(request_id, safe='')}/explain")
+
+    def models(self) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = self._ask("GET", "/v1/models")["data"]
+        return listed
+
+    def model_verb(self, model_id: str, verb: str) -> dict[str, Any]:
+        """However long it takes."""
+        patient = httpx.Timeout(None, connect=CONNECT_S)
+        path = f"/v1/models/{quote(model_id, safe='')}/{verb}"
+        return self._ask("POST", path, json={}, timeout=patient)
 
     def export(self, agent_id: str, target: Path, advance: Advance) -> int:
         """Write the file, whole or not at all; -> its size."""

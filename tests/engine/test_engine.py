@@ -49,8 +49,8 @@ FACTS = (
 async def running(folder: Path, **settings: object) -> AsyncIterator[Engine]:
     """An engine on a state directory; all six stages at the end."""
     flags = {"state_dir": folder / "state", "pool_bytes": 256 << 20, "kv_bits": None, **settings}
-    if "model" in flags:
-        flags["model"] = [parse(text) for text in str(flags["model"]).split(",")]
+    if isinstance(flags.get("model"), str):
+        flags["model"] = [parse(str(flags["model"]))]
     with_flags = config.load(flags, {}, None)
     before = mx.get_active_memory()  # other tests of this process keep models of their own
     state_dir = StateDir.open(folder / "state")
