@@ -17,6 +17,7 @@ from agent_memory.errors import StartError, UsageError
 from agent_memory.ops import backend, blas
 from agent_memory.store.state_dir import StateDir
 
+SETTING = {setting.name: setting for setting in config.SETTINGS}
 URL = "http://127.0.0.1:8000"
 
 
@@ -28,8 +29,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    own, others = apart(sys.argv[1:] if argv is None else argv)
     try:
-        args = parser().parse_args(argv)
+        args = parser().parse_args(own, argparse.Namespace(arguments=others))
+        if others and args.run is not launch:
+            raise UsageError("only 'launch' takes arguments after --")
         code: int = args.run(args)
     except StartError as error:
         sys.stderr.write(f"agent-memory: {error}\n")
@@ -37,15 +41,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Our arguments, and what comes after -- for somebody else."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return list(argv[:end]), list(argv[end + 1 :])
+
+
 def parser() -> Parser:
     top = Parser(prog="agent-memory", description="Serves an LLM that remembers your agents.")
     top.add_argument("--version", action="version", version=f"agent-memory {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     add_serve(commands.add_parser("serve", help="serve a model over HTTP"))
+    add_status(commands.add_parser("status", help="what the server is at"))
+    add_stop(commands.add_parser("stop", help="end the server, in order"))
+    add_doctor(commands.add_parser("doctor", help="what is wrong here, and what to do"))
+    add_service(commands.add_parser("service", help="a server that the system keeps running"))
     add_agents(commands.add_parser("agents", help="what people do with an agent's memory"))
     add_models(commands.add_parser("models", help="which models there are; load and unload them"))
     add_store(commands.add_parser("store", help="look after what is on disk"))
     add_explain(commands.add_parser("explain", help="why a request was a miss"))
+    add_launch(commands.add_parser("launch", help="a coding agent that uses this server"))
     add_demo(commands.add_parser("demo", help="show in a minute what is remembered"))
     return top
 
@@ -84,6 +99,55 @@ def flag_value(setting: config.Setting) -> Callable[[str], object]:
     return parse
 
 
+def add_where(command: argparse.ArgumentParser) -> None:
+    """Which state directory is meant."""
+    add_config(command)
+    add_setting(command, SETTING["state_dir"])
+    command.add_argument("--json", action="store_true", help="Print JSON instead.")
+
+
+def add_status(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=status)
+    add_where(command)
+
+
+def add_stop(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=stop)
+    add_where(command)
+    command.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="Default: what it promises to take."
+    )
+
+
+def add_doctor(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=doctor)
+    add_where(command)
+    command.add_argument(
+        "--reset", action="store_true", help="Forgive servers that ended badly: load a model again."
+    )
+
+
+def add_service(command: argparse.ArgumentParser) -> None:
+    """What launchd or systemd is told."""
+    command.set_defaults(run=service)
+    verbs = command.add_subparsers(metavar="VERB", required=True, dest="verb")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=text, description=text)
+        add_config(verb)
+        add_setting(verb, SETTING["state_dir"])
+        verb.add_argument("--kind", choices=("launchd", "systemd"), help="Default: this system's.")
+        return verb
+
+    install = add("install", "start it now, at every login, and again when it fails")
+    install.add_argument("--print", action="store_true", help="Only show what would be written.")
+    install.add_argument("--force", action="store_true", help="Replace what is installed.")
+    add("uninstall", "end it and forget about it; what is remembered stays")
+    add("start", "start it now")
+    add("stop", "end it until the next login")
+    add("status", "what the system says of it")
+
+
 def add_demo(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=demo)
     command.add_argument("--keep", action="store_true", help="Keep the demo's state directory.")
@@ -98,6 +162,17 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     command.add_argument("request_id", metavar="REQUEST_ID", help="X-Request-ID of its answer.")
     command.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
     command.add_argument("--json", action="store_true", help="Print JSON instead.")
+
+
+def add_launch(command: argparse.ArgumentParser) -> None:
+    """Of a running server."""
+    command.set_defaults(run=launch)
+    command.add_argument("client", choices=("claude", "codex", "opencode"))
+    command.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
+    command.add_argument("--model", metavar="ID", help="Which of the server's. Default: its first.")
+    command.add_argument("--exec", action="store_true", help="Run it; else print how to.")
+    command.add_argument("--json", action="store_true", help="Print JSON instead.")
+    command.epilog = "What comes after -- is for the client."
 
 
 def add_agents(command: argparse.ArgumentParser) -> None:
@@ -163,10 +238,7 @@ def add_store(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=store)
     verbs = command.add_subparsers(metavar="VERB", required=True, dest="verb")
     common = Parser(add_help=False)
-    add_config(common)
-    [state_dir] = [setting for setting in config.SETTINGS if setting.name == "state_dir"]
-    add_setting(common, state_dir)
-    common.add_argument("--json", action="store_true", help="Print JSON instead.")
+    add_where(common)
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return verbs.add_parser(name, help=text, description=text, parents=[common])
@@ -208,6 +280,26 @@ def store(args: argparse.Namespace) -> int:
     return code
 
 
+def status(args: argparse.Namespace) -> int:
+    code: int = importlib.import_module("agent_memory.ops.running_commands").status(args)
+    return code
+
+
+def stop(args: argparse.Namespace) -> int:
+    code: int = importlib.import_module("agent_memory.ops.running_commands").stop(args)
+    return code
+
+
+def doctor(args: argparse.Namespace) -> int:
+    code: int = importlib.import_module("agent_memory.ops.doctor").main(args)
+    return code
+
+
+def service(args: argparse.Namespace) -> int:
+    code: int = importlib.import_module("agent_memory.ops.service_commands").main(args)
+    return code
+
+
 def serve(args: argparse.Namespace) -> int:
     settings = config.load(vars(args), os.environ, args.config)
     kind = backend.find()
@@ -225,6 +317,11 @@ def serve(args: argparse.Namespace) -> int:
         return code
     finally:
         state_dir.close()
+
+
+def launch(args: argparse.Namespace) -> int:
+    code: int = importlib.import_module("agent_memory.ops.launch").main(args)
+    return code
 
 
 def demo(args: argparse.Namespace) -> int:

@@ -112,8 +112,8 @@ class Refused(RequestError):
 
 
 class Unavailable(RequestError):
-    """`reason`: loading, draining, queue_full, failed, busy, not_written.  `retry_after`: whole
-    seconds."""
+    """`reason`: loading, draining, queue_full, failed, crash_loop, busy, not_written.
+    `retry_after`: whole seconds."""
 
     status = 503
     type = "server_error"

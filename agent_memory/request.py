@@ -33,11 +33,13 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """What a chat template is given.  `messages` and `tools` as OpenAI has them, with the arguments
-    of calls as objects; `options`: whatever else the template knows."""
+    of calls as objects; `options`: whatever else the template knows.  `goes_on`: the answer goes
+    on with the last message, the assistant's, which has text."""
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    goes_on: bool = False
 
 
 Prompt = Conversation | str | tuple[int, ...]
@@ -148,10 +150,11 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Always the last event, or `Failed` is."""
+    """Always the last event, or `Failed` is.  `stop`: the stop string that ended it, if one did."""
 
     reason: FinishReason
     completion_tokens: int
+    stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported(tmp_path: Path) -> None
     assert not imported & {"mlx", "mlx.core", "numpy", "asyncio", "starlette", "hypercorn", "httpx"}
 
 
+@pytest.mark.requirement("L-13")
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -60,6 +62,7 @@ def test_a_wrong_command_line_exits_64_with_the_usage(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.requirement("L-13", "S-05")
 def test_a_bad_setting_exits_78_naming_its_place(tmp_path: Path) -> None:
     done = run(tmp_path, "serve", AGENT_MEMORY_PORT="http")
     assert done.returncode == 78
@@ -70,6 +73,7 @@ def test_a_bad_setting_exits_78_naming_its_place(tmp_path: Path) -> None:
     assert run(tmp_path, "serve", "--host", "0.0.0.0").returncode == 78
 
 
+@pytest.mark.requirement("L-13")
 def test_a_state_directory_that_cannot_be_exits_73(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run(tmp_path, "serve", "--no-preload", "--state-dir", str(tmp_path / "file"))
@@ -77,6 +81,7 @@ def test_a_state_directory_that_cannot_be_exits_73(tmp_path: Path) -> None:
     assert str(tmp_path / "file") in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.requirement("L-13")
 def test_a_taken_state_directory_exits_75_naming_the_holder(tmp_path: Path) -> None:
     held = StateDir.open(tmp_path / "state")
     try:
@@ -87,7 +92,22 @@ def test_a_taken_state_directory_exits_75_naming_the_holder(tmp_path: Path) -> N
     assert str(os.getpid()) in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.requirement("L-13", "L-14", "F-17")
+def test_a_taken_port_exits_69_before_a_model_is_loaded(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        args = ("--port", port, "--state-dir", str(tmp_path / "state"), "--log-format", "json")
+        done = run(tmp_path, "serve", "--no-preload", *args)
+    assert done.returncode == 69
+    assert f"Port {port} of 127.0.0.1 is taken." in done.stderr and "--port" in done.stderr
+    assert "model_loading" not in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "state" / "index.db").exists()
+
+
+@pytest.mark.requirement("L-11")
 @pytest.mark.skipif(not SCRIPT.exists(), reason="the package is not installed here")
 def test_the_installed_command_is_the_module(tmp_path: Path) -> None:
-    done = subprocess.run([SCRIPT, "--version"], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        [SCRIPT, "--version"], cwd=tmp_path, capture_output=True, text=True, timeout=20
+    )
     assert done.stdout == f"agent-memory {__version__}\n"

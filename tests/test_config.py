@@ -190,6 +190,7 @@ def test_a_named_file_must_be_there_and_be_a_file(home: Path) -> None:
         load({}, {}, home)
 
 
+@pytest.mark.requirement("S-05")
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.7", "::", "example.org", "127.0.0.1.evil"])
 def test_a_host_that_others_reach_is_refused_with_its_place(host: str) -> None:
     with pytest.raises(ConfigError, match=f"^--host: '{host}' would let other machines in"):

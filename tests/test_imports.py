@@ -51,7 +51,14 @@ ONLY_IN = {
         "engine/mailbox.py",
         "engine/transfer.py",
     ),
-    "importlib": ("cli.py", "ops/backend.py"),  # cli.py loads a command's code when it runs
+    "importlib": (
+        "cli.py",  # loads a command's code when it runs
+        "ops/backend.py",
+        "ops/machine.py",
+    ),
+    "pickle": (),  # who unpickles a file runs it
+    "marshal": (),
+    "shelve": (),
 }
 
 WAIVER = re.compile(r"#\s*(noqa|type:\s*ignore|mypy:|ruff:|pyright:|pragma:|fmt:|isort:)")
@@ -91,6 +98,7 @@ def test_rooms_import_only_what_is_below_them(file: Path) -> None:
             assert there in allowed or there.split(".")[0] in allowed, f"{here} imports {name}"
 
 
+@pytest.mark.requirement("L-19", "S-19")
 @pytest.mark.parametrize("file", package_files(), ids=str)
 def test_outside_packages_stay_where_they_belong(file: Path) -> None:
     here = str(file.relative_to("agent_memory"))
@@ -114,6 +122,43 @@ def test_only_the_command_line_loads_modules_by_name() -> None:
     loads = re.compile(r"\b(import_module|__import__|run_module|run_path)\b")
     loading = {str(file) for file in package_files() if loads.search(text(file))}
     assert loading == {"agent_memory/cli.py"}
+
+
+@pytest.mark.requirement("L-24")
+def test_metals_memory_is_never_wired_down() -> None:
+    """Nor is anything of mlx-lm used that does."""
+    wires = re.compile(r"set_wired_limit|wired_limit\(|BatchGenerator|\bstream_generate\b")
+    assert not [str(file) for file in package_files() if wires.search(text(file))]
+    used = {name.rpartition(".") for file in package_files() for name in imports(file)}
+    assert {name for module, _, name in used if module == "mlx_lm.generate"} == {
+        "TextStateMachine",
+        "make_text_state_machine",
+    }
+    assert not {module for module, _, _ in used if module.startswith("mlx_lm.server")}
+
+
+@pytest.mark.requirement("L-21")
+def test_the_clock_on_the_wall_is_only_shown_and_written_down() -> None:
+    """It may jump.  What waits, or is told to come back, goes by the monotonic clock."""
+    asks = re.compile(r"\btime\.time\(|datetime\.now|\.today\(")
+    asking = {str(file) for file in package_files() if asks.search(text(file))}
+    assert {file.removeprefix("agent_memory/") for file in asking} == {
+        "ops/checks.py",  # when processes that are gone by now began and ended
+        "ops/running_commands.py",
+        "ops/terminal.py",  # how long ago, for people
+        "server/batch_runner.py",  # when a batch expires, whatever restarts come between
+        "server/batches.py",
+        "server/chat.py",  # `created` in an answer
+        "server/explain.py",
+        "server/kept.py",
+        "server/recorder.py",  # what the process before this one came to
+        "server/response_answer.py",
+        "server/response_store.py",  # which are older than they may become
+        "store/block_files.py",  # which of the files set aside are old
+        "store/block_store.py",  # when an agent was last used
+        "store/limits.py",  # on which days the server ran
+        "store/starts.py",  # starts of the last ten minutes, in other processes
+    }
 
 
 def test_files_are_short() -> None:

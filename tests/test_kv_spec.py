@@ -120,6 +120,7 @@ FACTS: dict[str, Callable[[], KVSpec]] = {
 }
 
 
+@pytest.mark.requirement("L-41")
 @pytest.mark.parametrize("fact", FACTS)
 def test_the_fingerprint_changes_with(fact: str) -> None:
     assert FACTS[fact]().fingerprint != SPECS["8"].fingerprint

@@ -1,17 +1,21 @@
 """The line between the event loop and the engine thread: commands in, events out, nothing else.
 
 Commands are callables, run on the engine thread between two steps.  Events of one turn cross to the
-loop together, in one wake-up.  `send` and `call`: any thread.  The rest: engine thread.
+loop together, in one wake-up.  `send` and `call`: any thread.  `stream` and `give_up`: event loop.
+The rest: engine thread.
 """
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from agent_memory.request import Delta, Event
+from agent_memory.errors import RequestError
+from agent_memory.request import Delta, Event, Failed
 
 T = TypeVar("T")
 Command = Callable[[], object]
@@ -54,6 +58,9 @@ class Mailbox:
         self._commands: SimpleQueue[Command] = SimpleQueue()
         self._outbox: list[tuple[Stream, Event]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._streams = weakref.WeakSet[Stream]()
+        self._calls = set[Future[Any]]()
+        self._lost: RequestError | None = None
 
     def connect(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -64,17 +71,39 @@ class Mailbox:
     def call(self, function: Callable[[], T]) -> "Future[T]":
         """Run on the engine thread; the future has its result or what it raised."""
         future: Future[T] = Future()
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
 
         def run() -> None:
-            if not future.set_running_or_notify_cancel():
+            if future.done() or not future.set_running_or_notify_cancel():
                 return
-            try:
-                future.set_result(function())
-            except Exception as error:
-                future.set_exception(error)
+            with suppress(InvalidStateError):  # it was given up meanwhile
+                try:
+                    future.set_result(function())
+                except Exception as error:
+                    future.set_exception(error)
 
-        self.send(run)
+        if self._lost is not None:
+            future.set_exception(self._lost)
+        else:
+            self.send(run)
         return future
+
+    def stream(self) -> Stream:
+        stream = Stream()
+        self._streams.add(stream)
+        if self._lost is not None:
+            stream.put(Failed(self._lost))
+        return stream
+
+    def give_up(self, error: RequestError) -> None:
+        """Nobody takes commands any more.  Every stream and every call ends with the error."""
+        self._lost = error
+        for stream in list(self._streams):
+            stream.put(Failed(error))
+        for future in list(self._calls):
+            with suppress(InvalidStateError):  # it has just been answered
+                future.set_exception(error)
 
     def take(self, *, wait: bool) -> Command | None:
         """The next command; with `wait` sleeps until there is one."""

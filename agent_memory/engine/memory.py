@@ -19,17 +19,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 import structlog
 
-from agent_memory.block import (
-    BLOCK_TOKENS,
-    Block,
-    BlockHash,
-    Loss,
-    in_blocks,
-    token_bytes,
-)
+from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, Loss, in_blocks, token_bytes
 from agent_memory.engine.matching import Matching
 from agent_memory.engine.reads import Post, Reads
-from agent_memory.engine.restore import Restore, Restored, Span, run_key
+from agent_memory.engine.restore import MOST_COPIED, Restore, Restored, Span, run_key
 from agent_memory.engine.sequence import Sequence, State
 from agent_memory.engine.witness import Witness
 from agent_memory.failpoint import failpoint
@@ -229,7 +222,8 @@ class Memory:
     def _start(
         self, seq: Sequence, run: Run | None, spans: list[Span], from_disk: set[int]
     ) -> Restored:
-        seq.kv = SequenceKV(self.spec, run, seq.reserve, seq.marked_at)
+        copied = run is not None and run.length <= MOST_COPIED
+        seq.kv = SequenceKV(self.spec, run, seq.reserve, seq.marked_at, copied=copied)
         seq.chain = [span.block for span in spans if span.count == BLOCK_TOKENS]
         seq.checkpoints += [span.block for span in spans if span.block.is_checkpoint]
         seq.move(State.RUNNING)
@@ -239,9 +233,9 @@ class Memory:
     def needs(self, seq: Sequence) -> int:
         """Tokens of new memory that it takes, run and tail, if it begins now."""
         spans = self.match(seq.matchable)
-        if not spans:
+        matched = spans[-1].start + spans[-1].count if spans else 0
+        if matched <= MOST_COPIED:
             return in_blocks(seq.reserve)
-        matched = spans[-1].start + spans[-1].count
         known = run_key(spans) in self._runs or run_key(spans) in self._restores
         return in_blocks(seq.reserve - matched) + (0 if known else matched)
 

@@ -9,7 +9,7 @@ is found again when it comes back.  Event loop.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 
 import structlog
@@ -18,10 +18,11 @@ from agent_memory.block import BlockHash
 from agent_memory.config import Config
 from agent_memory.engine.limits import ModelInfo, Queue
 from agent_memory.engine.mailbox import Mailbox
-from agent_memory.engine.residents import LoadCancelled, Residents
+from agent_memory.engine.phase import LoadCancelled, Phase, refusal
+from agent_memory.engine.residents import Residents
 from agent_memory.engine.served import Loaded, Served
 from agent_memory.engine.switching import Changes, Switching, busy
-from agent_memory.errors import Conflict, NotFound, Unavailable
+from agent_memory.errors import Conflict, NotFound, RequestError, Unavailable
 from agent_memory.metrics import Metrics
 
 LOADING_S = 120.0
@@ -33,13 +34,19 @@ log = structlog.get_logger(__name__)
 
 class Models:
     def __init__(
-        self, config: Config, residents: Residents, mailbox: Mailbox, queue: Queue, metrics: Metrics
+        self,
+        config: Config,
+        residents: Residents,
+        mailbox: Mailbox,
+        queue: Queue,
+        metrics: Metrics,
+        note: Callable[[str], object],
     ) -> None:
         self._residents = residents
         self._mailbox = mailbox
         self._idle_s = config.model_idle_timeout
         self._served = {
-            source.name: Served(source, residents, mailbox, queue) for source in config.models
+            source.name: Served(source, residents, mailbox, queue, note) for source in config.models
         }
         self.default = next(iter(self))
         self._changes = Changes()
@@ -56,7 +63,17 @@ class Models:
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────
 
+    def hold(self) -> None:
+        """Nothing is loaded before `start`, whoever asks."""
+        self._changes.error = refusal(Phase.HELD, {}, None)
+
+    def give_up(self, error: RequestError) -> None:
+        """Nothing will be loaded any more."""
+        self._changes.error = error
+        self._changes.tell()
+
     def start(self) -> None:
+        self._changes.error = None
         self._begin(self.default)
         if self._idle_s is not None:
             self._spawn(self._unload_idle(self._idle_s))
@@ -126,6 +143,7 @@ class Models:
 
     async def _loaded(self, served: Served) -> None:
         if served.phase is Loaded.UNLOADED:
+            self._changes.refuse()
             self._begin(served)
         await self._changes.until(lambda: served.phase is not Loaded.LOADING)
         if served.phase is Loaded.FAILED:
@@ -140,6 +158,7 @@ class Models:
     async def load(self, name: str) -> Served:
         """Raises NotFound; Conflict with the reason when it fails."""
         served = self.find(name)
+        self._changes.refuse()
         if served.phase in (Loaded.UNLOADED, Loaded.FAILED):
             self._begin(served)
         await self._changes.until(lambda: served.phase is not Loaded.LOADING)

@@ -22,6 +22,7 @@ from agent_memory.engine.ledger import Ledger, account
 from agent_memory.engine.limits import ModelInfo
 from agent_memory.engine.mailbox import Mailbox, Stream
 from agent_memory.engine.memory import Memory
+from agent_memory.engine.phase import LoadCancelled
 from agent_memory.engine.scheduler import Scheduler
 from agent_memory.engine.step_loop import StepLoop
 from agent_memory.errors import AgentMemoryError
@@ -38,10 +39,6 @@ SPARE_SHARE = 8
 """One part in so many of the pool's bytes is kept ready to read blocks into."""
 
 log = structlog.get_logger(__name__)
-
-
-class LoadCancelled(AgentMemoryError):
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +73,21 @@ class Residents:
     # ── a turn ───────────────────────────────────────────────────────────────────────────────
 
     @property
+    def is_loading(self) -> bool:
+        """Any thread."""
+        return self._load is not None
+
+    @property
+    def is_idle(self) -> bool:
+        return not any(len(loop.scheduler) for loop in self.loops.values())
+
+    @property
+    def is_stepping(self) -> bool:
+        return any(loop.has_work for loop in self.loops.values())
+
+    @property
     def has_work(self) -> bool:
-        return self._load is not None or any(loop.has_work for loop in self.loops.values())
+        return self._load is not None or self.is_stepping
 
     def something_changed(self) -> None:
         for loop in self.loops.values():
@@ -108,12 +118,11 @@ class Residents:
 
     def check_if_idle(self) -> None:
         """What is found is told; commands must still be taken after it."""
-        loops = self.loops.values()
-        if any(len(loop.scheduler) for loop in loops):
+        if not self.is_idle:
             return
         try:
             assert not self.ledger.holders()
-            for loop in loops:
+            for loop in self.loops.values():
                 loop.check()
         except AssertionError:
             log.exception("check_failed")

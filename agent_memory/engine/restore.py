@@ -12,6 +12,9 @@ from agent_memory.block import Block, BlockHash
 from agent_memory.engine.sequence import Sequence
 from agent_memory.kvcache.run import RunBuilder
 
+MOST_COPIED = 64
+"""Tokens of a run that every sequence copies: a template's first words, which all prompts have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

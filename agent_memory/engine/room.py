@@ -94,6 +94,12 @@ class Room:
         self._refused = None if admitted else (seq, available)
         return admitted
 
+    @property
+    def is_short(self) -> bool:
+        """Somebody waits for memory, and not for a place among the running.  Any thread."""
+        refused = None if self._scheduler.full else self._refused
+        return refused is not None and refused[0].state is State.WAITING
+
     def is_too_long(self, seq: Sequence) -> bool:
         """One that was admitted: not even alone would there be room for one token more."""
         return seq.reserve <= len(seq.tokens)

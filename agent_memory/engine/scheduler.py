@@ -124,14 +124,14 @@ class Scheduler:
         return seq.awaits is not None
 
     def shared_with(self, seq: Sequence) -> Awaited | None:
-        """The running sequence with which `seq` shares most of its prompt, if it is much, and if
+        """The admitted sequence with which `seq` shares most of its prompt, if it is much, and if
         `seq` may have it from memory."""
         if seq.still_to_score:
             return None
         shared = [
             Awaited(other, common_tokens(seq.prompt_bytes[:-4], other.prompt_bytes))
             for other in self.admitted
-            if other.state is State.RUNNING and other is not seq
+            if other is not seq
         ]
         most = max(shared, key=lambda s: s.num_tokens, default=None)
         return most if most and most.num_tokens >= MIN_SHARED else None

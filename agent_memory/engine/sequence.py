@@ -49,14 +49,16 @@ TRANSITIONS = {
 
 
 class Awaited(NamedTuple):
-    """The first `num_tokens` of a prompt, being computed by another sequence."""
+    """The first `num_tokens` of a prompt, which another sequence computes, now or when the
+    beginning of its own is restored."""
 
     seq: "Sequence"
     num_tokens: int
 
     @property
     def pending(self) -> bool:
-        return self.seq.state is State.RUNNING and self.seq.num_kept < self.num_tokens
+        begun = self.seq.state in (State.RESTORING, State.RUNNING)
+        return begun and self.seq.num_kept < self.num_tokens
 
 
 class Sequence:
@@ -175,7 +177,7 @@ class Sequence:
         if self.constraint is not None:
             self.constraint.accept(token)
         text = self.stop.add(added)
-        if self.stop.hit:
+        if self.stop.hit is not None:
             self.finish_reason = FinishReason.STOP
         elif self.constraint is not None and self.constraint.is_over:
             self.finish_reason = FinishReason.STOP

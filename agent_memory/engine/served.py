@@ -17,9 +17,11 @@ import structlog
 
 from agent_memory.engine import limits
 from agent_memory.engine.limits import ModelInfo, Queue
-from agent_memory.engine.mailbox import Mailbox, Stream
-from agent_memory.engine.residents import LoadCancelled, Residents
+from agent_memory.engine.mailbox import Mailbox
+from agent_memory.engine.phase import LoadCancelled, Phase, refusal
+from agent_memory.engine.residents import Residents
 from agent_memory.errors import Unavailable
+from agent_memory.failpoint import failpoint
 from agent_memory.model.grammar import Constraint, Grammars
 from agent_memory.model.loader import Prepared, Progress
 from agent_memory.model.tokenizer import ChatTokenizer
@@ -49,8 +51,14 @@ class Served:
     comes now waits until that is done.  `info` stays when it is unloaded, `warnings` too."""
 
     def __init__(
-        self, source: ModelSource, residents: Residents, mailbox: Mailbox, queue: Queue
+        self,
+        source: ModelSource,
+        residents: Residents,
+        mailbox: Mailbox,
+        queue: Queue,
+        note: Callable[[str], object],
     ) -> None:
+        """`note`: told of each step of a load; any thread."""
         self.source = source
         self.phase = Loaded.UNLOADED
         self.progress: dict[str, object] = {}
@@ -66,6 +74,7 @@ class Served:
         self._residents = residents
         self._mailbox = mailbox
         self._queue = queue
+        self._note = note
         self._tokenizer: ChatTokenizer | None = None
         self._grammars: Grammars | None = None
         self._began = 0.0
@@ -94,6 +103,7 @@ class Served:
     def move(self, phase: Loaded, failure: str | None = None) -> None:
         assert phase in TRANSITIONS[self.phase], f"{self.phase} -> {phase}"
         self.phase, self.failure = phase, failure
+        self._note("")
         if phase is Loaded.LOADING:
             self._began, self.progress = time.monotonic(), {}
         elif phase is not Loaded.READY:
@@ -124,7 +134,9 @@ class Served:
             "elapsed_s": self.load_s,
         }
         if new:
+            self._note(progress.step)
             self.log_progress()
+            failpoint("engine.load")
 
     def log_progress(self) -> None:
         log.info("model_loading", model=self.name, **{**self.progress, "elapsed_s": self.load_s})
@@ -167,8 +179,9 @@ class Served:
         num_tokens = limits.check(request, self.known, self.most_alone(self))
         if num_tokens > self.most_tokens:
             await self.make_room(self, num_tokens)
-        stream, ended, began = Stream(), False, time.monotonic()
+        ended, began = False, time.monotonic()
         self._queue.enter()
+        stream = self._mailbox.stream()
         try:
             submit = partial(self._residents.submit, self.name, request, stream, constraint)
             self._mailbox.send(submit)
@@ -187,6 +200,4 @@ class Served:
 
 
 def draining() -> Unavailable:
-    return Unavailable(
-        "The server is shutting down. Try again in a moment.", reason="draining", retry_after=5
-    )
+    return refusal(Phase.DRAINING, {}, None)

@@ -326,7 +326,7 @@ class StepLoop:
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> None:
         """Told first, then remembered: nobody waits for the copy."""
-        self._emit(seq, Finished(reason, seq.num_generated))
+        self._emit(seq, Finished(reason, seq.num_generated, seq.stop.hit))
         self._mailbox.flush()
         self._leave(seq, reason)
         if seq.kv is not None:

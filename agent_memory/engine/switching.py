@@ -23,10 +23,11 @@ from agent_memory.config import Config
 from agent_memory.engine import budget
 from agent_memory.engine.limits import ModelInfo
 from agent_memory.engine.mailbox import Mailbox
-from agent_memory.engine.residents import LoadCancelled, Residents
+from agent_memory.engine.phase import LoadCancelled
+from agent_memory.engine.residents import Residents
 from agent_memory.engine.room import RESERVE_NEW_TOKENS
 from agent_memory.engine.served import Loaded, Served, draining
-from agent_memory.errors import AgentMemoryError, ModelRefused, Unavailable
+from agent_memory.errors import AgentMemoryError, ModelRefused, RequestError, Unavailable
 from agent_memory.metrics import Metrics
 from agent_memory.model import loader
 from agent_memory.model.loader import Prepared, Progress
@@ -40,10 +41,11 @@ log = structlog.get_logger(__name__)
 
 
 class Changes:
-    """Wakes who waits for something, whenever anything has changed."""
+    """Wakes who waits for something, whenever anything has changed.  `error`: why nothing will."""
 
     def __init__(self) -> None:
         self.ending = False
+        self.error: RequestError | None = None
         self._event = asyncio.Event()
 
     def tell(self) -> None:
@@ -54,9 +56,17 @@ class Changes:
         self.ending = True
         self.tell()
 
+    def refuse(self) -> None:
+        """Raises RequestError if nothing will change."""
+        if self.ending:
+            raise draining()
+        if self.error is not None:
+            raise self.error
+
     async def until(self, true: Callable[[], bool]) -> None:
-        """Raises Unavailable when the server ends."""
-        while not true() and not self.ending:
+        """Raises RequestError when it will not be, and whenever the server ends."""
+        while not true():
+            self.refuse()
             await self._event.wait()
         if self.ending:
             raise draining()
@@ -184,7 +194,7 @@ class Switching:
 
     def _refuse_too_large(self, need: int, could: int) -> None:
         if need > could:
-            figures = budget.in_mb(self._residents.ledger)
+            figures, could = budget.in_mb(self._residents.ledger), max(0, could)
             raise ModelRefused(
                 f"Its weights take {need >> 20} MB, and at most {could >> 20} MB can be had for "
                 f"them ({figures}). Give the server more --memory-bytes, or choose a smaller model."

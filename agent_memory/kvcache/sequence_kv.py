@@ -4,6 +4,8 @@
                └─ run ──┘└────── tail ──────┘
                read-only, shared              our own, growing
 
+A short prefix is better copied to the tail: reading two parts in each step costs more.
+
 Recurrent layers keep states instead, as they are at `length`.  At positions that are to be marked
 what they are then is kept, until somebody copies it out.
 
@@ -32,21 +34,28 @@ class SequenceKV:
         run: Run | None = None,
         reserve: int = 0,
         marked_at: Collection[int] = (),
+        *,
+        copied: bool = False,
     ) -> None:
-        """`reserve`: total tokens to make room for at the first append.  `marked_at`: positions
-        to be marked, beside those at regular distances; more may be added to it."""
+        """`copied`: the run's tokens are, to the tails.  `reserve`: total tokens to make room for
+        at the first append.  `marked_at`: positions to be marked, beside those at regular
+        distances; more may be added to it."""
         self.spec = spec
-        self.run = run
+        self.run = None if copied else run
         self.length = run.length if run else 0
         self.states = list(run.states) if run else states.beginning(spec)
         self.marks: dict[int, States] = {}
         self._marked_at = marked_at
-        room = max(0, reserve - self.length)
+        start = self.run.length if self.run else 0
+        room = max(0, reserve - start)
         self.tails = {
-            layer: Tail(self.length, room, group.window)
+            layer: Tail(start, room, group.window)
             for group in spec.groups
             for layer in group.layers
         }
+        if run and copied:
+            for layer, tail in self.tails.items():
+                tail.begin(run.parts[layer])
 
     @property
     def room(self) -> int:

@@ -55,6 +55,12 @@ class Tail:
     def end(self) -> int:
         return self.start + self.used
 
+    def begin(self, part: Part) -> None:
+        """With a copy of what somebody else has kept."""
+        assert not self.used
+        self.start = self.released = part.start
+        self.append(part.k, part.v)
+
     def append(self, k: Packed, v: Packed) -> None:
         """k, v: [1, heads, n, width] each."""
         new, n = k + v, int(k[0].shape[2])

@@ -115,6 +115,10 @@ class AnswerReader:
         self._fresh = thinks  # nothing has been said since the last marker
         self.num_calls = 0
 
+    @property
+    def thinking(self) -> bool:
+        return bool(self._now == _THOUGHT)
+
     def add(self, text: str) -> list[Part]:
         self._state, segments = TextStateMachine.split(self._state, text)
         return self._parts(segments)

@@ -57,5 +57,5 @@ def grammar(form: Form | None, tools: Sequence[Tool], *, several: bool, after_th
 
 
 def _json(schema: dict[str, Any], strict: bool) -> str:
-    told = {**(schema or ANY_OBJECT), "x-guidance": {**_SPACING, "lenient": not strict}}
-    return f"%json {json.dumps(told)}"
+    how = {**_SPACING, "lenient": not strict, "coerce_one_of": not strict}
+    return f"%json {json.dumps({**(schema or ANY_OBJECT), 'x-guidance': how}, ensure_ascii=False)}"

@@ -5,10 +5,8 @@ compile one and to go a step is bounded.  Knows nothing of sequences or logits. 
 thread, and compiling takes a while, so a worker's.  A `Constraint`: one thread at a time.
 """
 
-import json
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -27,28 +25,7 @@ LIMITS = LLParserLimits(
     precompute_large_lexemes=False,
     verbose_errors=False,  # they show the parser's insides
 )
-WHITESPACE = r" |\r?\n[ \t]{0,24}"
-"""Between a JSON answer's parts, or none: without an end some models never write anything else."""
-
 _stack_size = threading.Lock()
-
-
-def json_schema(schema: Mapping[str, Any]) -> str:
-    """A grammar of the JSON texts that fit the schema.  Raises BadRequest."""
-    try:
-        text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
-        return LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE})
-    except (ValueError, TypeError, RecursionError) as error:
-        raise _refused(f"The schema is no JSON: {error}") from error
-
-
-def any_json_object() -> str:
-    return json_schema({"type": "object"})
-
-
-def lark(text: str) -> str:
-    """A grammar in llguidance's dialect of Lark."""
-    return LLMatcher.grammar_from_lark(text)
 
 
 class Constraint:
@@ -127,7 +104,7 @@ class Grammars:
         return bytes(self._built().decode_bytes([token]))
 
     def constraint(self, grammar: str, opening: tuple[int, ...] = ()) -> Constraint:
-        """Raises BadRequest with what is wrong with the grammar."""
+        """`grammar`: in llguidance's dialect of Lark.  Raises BadRequest with what is wrong."""
         if len(grammar.encode("utf-8", "replace")) > MAX_GRAMMAR_BYTES:
             raise _refused(f"The grammar has more than {MAX_GRAMMAR_BYTES} bytes. Simplify it.")
         tokenizer = self._built()

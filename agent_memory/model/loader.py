@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`step`: files, fingerprint, weights, self_test.  Of the weights `done` of `of` layers."""
+    """`step`: files, fingerprint, weights, self-test.  Of the weights `done` of `of` layers."""
 
     step: str
     done: int = 0
@@ -106,7 +106,7 @@ def load(
 ) -> Generator[None, None, LoadedModel]:
     """Raises ModelRefused with what is wrong and what to do."""
     model = yield from _weights(prepared.path, tell)
-    tell(Progress("self_test"))
+    tell(Progress("self-test"))
     attention.install(model)
     head = HeadCut(model)
     spec = probe.derive_spec(model, prepared.digest, kv_bits, group_size)

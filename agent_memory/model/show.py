@@ -35,7 +35,7 @@ def _tell(progress: Progress) -> None:
     layers = f" {progress.done}/{progress.of}" if progress.of else ""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{progress.step}{layers}")
-        sys.stderr.write("\r\x1b[K" if progress.step == "self_test" else "")
+        sys.stderr.write("\r\x1b[K" if progress.step == "self-test" else "")
 
 
 def _facts(prepared: Prepared, proven: Proven, weights_bytes: int) -> dict[str, object]:

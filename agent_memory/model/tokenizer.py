@@ -32,11 +32,10 @@ class ChatTokenizer:
         self._backend = backend
         self.end_of_turn = frozenset(int(i) for i in wrapper.eos_token_ids)
         added = backend.get_added_tokens_decoder()
-        added = backend.get_added_tokens_decoder()
         self.special = frozenset(i for i, token in added.items() if token.special)
         self._markers = Markers.of(wrapper)
         known = {i: str(added[i].content) for i in self.special}
-        self._silent = frozenset(i for i, name in known.items() if not self._markers.hold(name))
+        self.silent = frozenset(i for i, name in known.items() if not self._markers.hold(name))
 
     def tokens_of(self, prompt: Prompt) -> Sequence[int]:
         """A text's begin as the tokenizer begins texts; tokens are taken as they are."""
@@ -64,17 +63,27 @@ class ChatTokenizer:
     def render(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> str:
         if not self._wrapper.has_chat_template:
             raise BadRequest("This model has no chat template, so it cannot serve conversations.")
+        going_on = conversation.goes_on and add_generation_prompt
         try:
             text: str = self._wrapper.apply_chat_template(
                 [dict(message) for message in conversation.messages],
                 tools=[dict(tool) for tool in conversation.tools] or None,
                 tokenize=False,
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=add_generation_prompt and not going_on,
+                **({"continue_final_message": True} if going_on else {}),
                 **conversation.options,
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise BadRequest(
                 f"The model's chat template refuses this conversation: {error}", param="messages"
+            ) from error
+        except ValueError as error:
+            if not going_on:
+                raise
+            raise BadRequest(
+                "The model's chat template cannot go on with the assistant's last message. End the "
+                "conversation with a user's.",
+                param="messages",
             ) from error
         return text
 
@@ -116,7 +125,7 @@ class ChatTokenizer:
         return self._backend.to_str()
 
     def stream(self) -> "TextStream":
-        return TextStream(self._backend, self._silent)
+        return TextStream(self._backend, self.silent)
 
 
 class TextStream:
@@ -141,17 +150,18 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._held = ""
-        self.hit = False
+        self.hit: str | None = None
 
     def add(self, text: str) -> str:
         """-> the text that is surely before any stop string."""
-        assert not self.hit
+        assert self.hit is None
         text = self._held + text
-        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops]
-        found = [(end, at) for end, at in found if at >= 0]
+        places = [(text.find(stop), stop) for stop in self._stops]
+        found = [(at + len(stop), at, stop) for at, stop in places if at >= 0]
         if found:
-            self.hit, self._held = True, ""
-            return text[: min(found)[1]]
+            _, at, self.hit = min(found)
+            self._held = ""
+            return text[:at]
         keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -54,4 +54,7 @@ def _tensor_bytes(tensor: dict[str, Any], on_cpu: bool) -> int:
 
 
 def _damaged(file: Path, what: str) -> ModelRefused:
-    return ModelRefused(f"{file} is no whole safetensors file: {what}. Download it again.")
+    return ModelRefused(
+        f"The model in {file.parent} cannot be loaded: {file.name} is no whole safetensors file, "
+        f"{what}. Download it again."
+    )

@@ -42,6 +42,11 @@ class AgentClient:
     def __exit__(self, *_exception: object) -> None:
         self._http.close()
 
+    def models(self) -> list[dict[str, Any]]:
+        """The one that serves who names none comes first."""
+        listed: list[dict[str, Any]] = self._ask("GET", "/v1/models")["data"]
+        return listed
+
     def agents(self) -> list[dict[str, Any]]:
         listed: list[dict[str, Any]] = self._ask("GET", "/v1/agents")["data"]
         return listed
@@ -58,10 +63,6 @@ class AgentClient:
 
     def explanation(self, request_id: str) -> dict[str, Any]:
         return self._ask("GET", f"/v1/requests/{quote(request_id, safe='')}/explain")
-
-    def models(self) -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = self._ask("GET", "/v1/models")["data"]
-        return listed
 
     def model_verb(self, model_id: str, verb: str) -> dict[str, Any]:
         """However long it takes."""

@@ -19,10 +19,11 @@ from agent_memory.engine.agent_views import AgentView, HeadView
 from agent_memory.engine.archive import MEDIA_TYPE
 from agent_memory.engine.engine import Engine
 from agent_memory.engine.transfer import Export
-from agent_memory.errors import BadRequest, EngineFailed
+from agent_memory.errors import BadRequest, EngineFailed, NotFound
 from agent_memory.server import body, upload
 from agent_memory.server.body import Fields
 from agent_memory.server.identity import checked_name
+from agent_memory.server.response_store import Responses
 from agent_memory.server.sse import WhileConnected
 
 MAX_TOKENS = 1 << 31
@@ -129,7 +130,16 @@ async def warm(request: Request) -> Response:
 
 
 async def remove(request: Request) -> Response:
-    await _engine(request).agents.remove(_agent_id(request))
+    """The responses that it was given, too.  They may be all that is left of it."""
+    agent_id = _agent_id(request)
+    responses: Responses = request.state.responses
+    try:
+        await _engine(request).agents.remove(agent_id)
+    except NotFound:
+        if not await responses.forget_agent(agent_id):
+            raise
+    else:
+        await responses.forget_agent(agent_id)
     return Response(status_code=204)
 
 

@@ -10,27 +10,46 @@ from starlette.routing import Route
 from starlette.types import Lifespan
 
 from agent_memory.errors import Refused, RequestError
-from agent_memory.server import agents, models
+from agent_memory.server import (
+    agents,
+    anthropic,
+    anthropic_messages,
+    batches,
+    files,
+    models,
+    responses,
+)
 from agent_memory.server.chat import chat_completions
+from agent_memory.server.completions import completions
 from agent_memory.server.explain import explain
-from agent_memory.server.gate import error_response
-from agent_memory.server.health import healthz, metrics, readyz
+from agent_memory.server.failures import error_response
+from agent_memory.server.health import healthz, metrics, readyz, root
+from agent_memory.server.openapi import openapi
 from agent_memory.server.sse import told
 
 ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/v1/completions", completions, methods=["POST"]),
+    Route(anthropic.MESSAGES, anthropic_messages.create, methods=["POST"]),
+    Route(anthropic.COUNT_TOKENS, anthropic_messages.count_tokens, methods=["POST"]),
+    *responses.ROUTES,
     *models.ROUTES,
+    *files.ROUTES,
+    *batches.ROUTES,
     *agents.ROUTES,
     Route("/v1/requests/{request_id}/explain", explain),
+    Route("/", root),
+    Route("/health", healthz),
     Route("/healthz", healthz),
     Route("/readyz", readyz),
     Route("/metrics", metrics),
+    Route("/openapi.json", openapi),
 ]
 
 
 async def refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def unrouted(request: Request, error: Exception) -> Response:
@@ -38,13 +57,13 @@ async def unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = f"{request.method} {request.url.path} is not here: {error.detail}."
     code = error.detail.lower().replace(" ", "_")
-    response = error_response(Refused(error.status_code, code, what))
+    response = error_response(Refused(error.status_code, code, what), request.scope)
     response.headers.update(error.headers or {})
     return response
 
 
 async def unforeseen(request: Request, error: Exception) -> Response:
-    return error_response(told(error))
+    return error_response(told(error), request.scope)
 
 
 ERRORS: dict[Any, Any] = {

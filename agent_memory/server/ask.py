@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent_memory.errors import BadRequest
-from agent_memory.model.forms import Form, Tool
+from agent_memory.model.forms import ANY_OBJECT, Form, Tool
 from agent_memory.request import Priority, Prompt, SamplingParams
 from agent_memory.server.body import Fields
 from agent_memory.server.identity import agent_of, priority_of
@@ -67,6 +67,7 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    reasoning_tokens: int = 0
 
 
 def whose(headers: Mapping[str, str], values: Mapping[str, Any]) -> tuple[str | None, Priority]:
@@ -107,6 +108,19 @@ def stops(body: Fields, name: str = "stop") -> tuple[str, ...]:
             name, f"a string of 1 to {MAX_STOP_CHARS} characters, or a list of up to {MAX_STOPS}"
         )
     return tuple(found)
+
+
+def form(told: Fields, schema: str = "") -> Form | None:
+    """What OpenAI has as a format.  `schema`: the field that describes a JSON schema; without one
+    it is described beside the type."""
+    match told.choice("type", ("text", "json_object", "json_schema")):
+        case "json_object":
+            return Form(ANY_OBJECT)
+        case "json_schema":
+            return form_of(told.below(schema) if schema else told)
+        case None if told:
+            told.refuse("type", "text, json_object or json_schema")
+    return None
 
 
 def form_of(schema: Fields) -> Form:

@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from agent_memory.model.answers import CallArguments, CallBegins, Part, Thought, Words
-from agent_memory.model.forms import ANY_OBJECT, Form
 from agent_memory.request import Conversation, TokenLogprob
 from agent_memory.server import ask, body, openai, sse
 from agent_memory.server.ask import Ask
@@ -70,7 +69,7 @@ def parse(values: dict[str, Any], headers: Mapping[str, str]) -> ChatRequest:
             choices=fields.integer("n", 1, ask.MAX_CHOICES) or 1,
             logprobs=_logprobs(fields),
             ignore_end=fields.flag("ignore_eos"),
-            form=form_of(fields),
+            form=ask.form(fields.below("response_format"), "json_schema"),
             calls=calls,
         ),
         stream=fields.flag("stream"),
@@ -83,18 +82,6 @@ def _logprobs(fields: Fields) -> int | None:
     if top and not wanted:
         fields.refuse("top_logprobs", "0 or absent without 'logprobs': true")
     return top or 0 if wanted else None
-
-
-def form_of(fields: Fields) -> Form | None:
-    told = fields.below("response_format")
-    match told.choice("type", ("text", "json_object", "json_schema")):
-        case "json_object":
-            return Form(ANY_OBJECT)
-        case "json_schema":
-            return ask.form_of(told.below("json_schema"))
-        case None if told:
-            told.refuse("type", "text, json_object or json_schema")
-    return None
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────
@@ -150,7 +137,7 @@ class Whole:
                         for part in parts:
                             gathered[choice].add(part)
                         gathered[choice].logprobs += shown(logprobs, turn.bytes_of)
-                    case Ended(choice, reason):
+                    case Ended(choice, reason, _):
                         gathered[choice].reason = reason
         answer = {
             **frame(turn, "chat.completion"),
@@ -192,7 +179,7 @@ async def _chunks(turn: Turn, chat: ChatRequest) -> AsyncGenerator[bytes, None]:
                 case Piece(choice, parts, logprobs):
                     for n, part in enumerate(parts or [Words("")]):
                         yield chunk(choice, _delta(part), logprobs=() if n else logprobs)
-                case Ended(choice, reason):
+                case Ended(choice, reason, _):
                     yield chunk(choice, {}, reason)
     if chat.include_usage:
         yield sse.event({**head, "choices": [], "usage": openai.usage(turn.usage())})

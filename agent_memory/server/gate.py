@@ -17,12 +17,11 @@ from uuid import uuid4
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent_memory.errors import Refused, RequestError, Unavailable
-from agent_memory.server import upload
-from agent_memory.server.openai import error_body
+from agent_memory.server import anthropic, upload
+from agent_memory.server.failures import error_response
 from agent_memory.server.sse import disconnected
 from agent_memory.server.upload import Place
 
@@ -62,7 +61,10 @@ class Gate:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["request_id"] = request_id = _request_id(Headers(scope=scope))
-        send = self._stamped(send, request_id)
+        names = ["X-Request-ID"]
+        if anthropic.is_here(scope["path"]):
+            names.append(anthropic.REQUEST_ID)
+        send = self._stamped(send, dict.fromkeys(names, request_id))
         try:
             if upload.is_upload(scope):
                 await self._upload(scope, receive, send)
@@ -83,7 +85,7 @@ class Gate:
         except RequestError as error:
             await _read_away(receive, error)
             raise
-        file = await upload.spool(receive, self._place)
+        file = await upload.spool(receive, self._place, upload.TAKEN[scope["path"]].most_bytes)
         if file is not None:
             with file:
                 scope["state"]["upload"] = file
@@ -113,7 +115,10 @@ class Gate:
         check_host(headers.getlist("host"), self._host)
         check_origin(headers)
         if scope["method"] == "POST":
-            (upload.check_type if upload.is_upload(scope) else check_json)(headers)
+            if upload.is_upload(scope):
+                upload.check_type(headers, scope["path"])
+            else:
+                check_json(headers)
         if scope["method"] in CHANGING:
             if self._draining():
                 raise Unavailable(
@@ -122,13 +127,13 @@ class Gate:
                     retry_after=RETRY_AFTER_S,
                 )
 
-    def _stamped(self, send: Send, request_id: str) -> Send:
+    def _stamped(self, send: Send, stamps: dict[str, str]) -> Send:
         """While draining, clients are asked to let go of their connections, too."""
 
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
+                headers.update(stamps)
                 if self._draining():
                     headers["Connection"] = "close"
             await send(message)
@@ -230,20 +235,11 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def error_response(error: RequestError) -> JSONResponse:
-    response = JSONResponse(error_body(error), error.status)
-    if isinstance(error, Unavailable):
-        response.headers["Retry-After"] = str(error.retry_after)
-    if isinstance(error, Refused) and error.close:
-        response.headers["Connection"] = "close"
-    return response
-
-
 async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
     request_id = scope["state"]["request_id"]
     log.info("request_refused", request_id=request_id, status=error.status, code=error.code)
     reading_away = asyncio.ensure_future(disconnected(receive))
     try:
-        await error_response(error)(scope, receive, send)
+        await error_response(error, scope)(scope, receive, send)
     finally:
         reading_away.cancel()

@@ -9,23 +9,34 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
+import structlog
 from starlette.applications import Starlette
 
 from agent_memory.config import Config
-from agent_memory.engine.engine import Engine, Phase
+from agent_memory.engine.engine import Engine
+from agent_memory.engine.heartbeat import Trouble
+from agent_memory.engine.phase import HELD, Phase
 from agent_memory.metrics import Metrics
-from agent_memory.server import app
+from agent_memory.server import app, kept
+from agent_memory.server.batch_runner import Batches
 from agent_memory.server.connections import Connections
 from agent_memory.server.explain import Explanations
 from agent_memory.server.gate import Gate
-from agent_memory.server.shutdown import STAGES, Shutdown, Stage
+from agent_memory.server.recorder import Recorder
+from agent_memory.server.response_store import Responses
+from agent_memory.server.shutdown import Shutdown
 from agent_memory.server.upload import Place
+from agent_memory.server.watch import Watch
+from agent_memory.stages import STAGES, Stage
 from agent_memory.store.block_store import BlockStore
+from agent_memory.store.documents import RESPONSES, Documents
 from agent_memory.store.limits import Limits
 from agent_memory.store.state_dir import StateDir
 
 ANSWERS_S = 1.0  # for what was generated to reach its clients
 STORE_S = 1.0
+
+log = structlog.get_logger(__name__)
 
 
 class Lifespan:
@@ -36,7 +47,9 @@ class Lifespan:
         config: Config,
         state_dir: StateDir,
         store: BlockStore,
+        documents: Mapping[str, Documents],
         metrics: Metrics,
+        recorder: Recorder,
         hurry: asyncio.Event,
     ) -> None:
         self.connections = Connections(config.send_timeout)
@@ -44,8 +57,11 @@ class Lifespan:
         self.leaving = asyncio.Event()
         self._store = store
         self._metrics = metrics
-        self._engine = Engine(config, store, metrics)
+        self._recorder = recorder
+        self._engine = Engine(config, store, metrics, recorder.phase)
         self._explanations = Explanations()
+        self._documents = documents
+        self._responses = Responses(documents[RESPONSES], store.keeps_floor)
         self._engine.agents.on_removed.append(self._explanations.forget_agent)
         self._drain_timeout_s = config.drain_timeout
         self._shutdown = Shutdown(
@@ -58,15 +74,21 @@ class Lifespan:
                 Stage.UNLOAD_MODEL: lambda seconds: self._engine.unload(),
                 Stage.RELEASE_MEMORY: self._engine.release,
             },
+            recorder.stage,
         )
         routes = app.build(self._entered)
+        self._batches = Batches(routes, documents, self._state, config.max_requests)
         place = Place(state_dir.tmp, store.keeps_floor)
         self.gate = Gate(routes, config.host, place, self._is_draining)
 
     @classmethod
-    async def open(cls, config: Config, state_dir: StateDir, hurry: asyncio.Event) -> "Lifespan":
-        """Open the store and begin to load the model.  Raises StartError."""
+    async def open(
+        cls, config: Config, state_dir: StateDir, recorder: Recorder, hurry: asyncio.Event
+    ) -> "Lifespan":
+        """Open the store and begin to load the model, unless that went wrong too often.  Raises
+        StartError."""
         metrics = Metrics()
+        documents = await asyncio.to_thread(_documents, state_dir)
         limits = Limits(
             config.disk_bytes,
             config.min_free_bytes,
@@ -74,24 +96,49 @@ class Lifespan:
             config.daily_write_bytes,
         )
         store = await asyncio.to_thread(BlockStore.open, state_dir, metrics, limits)
-        lifespan = cls(config, state_dir, store, metrics, hurry)
+        lifespan = cls(config, state_dir, store, documents, metrics, recorder, hurry)
         store.scrub_while(lambda: lifespan._engine.num_active == 0)
-        lifespan._engine.start(asyncio.get_running_loop())
+        held_s = recorder.starts.held_for_s()
+        metrics.unclean_starts.set(recorder.starts.num_unclean())
+        lifespan._engine.start(asyncio.get_running_loop(), held=held_s > 0)
+        if held_s:
+            log.error("model_not_loaded", reason=HELD, tries_again_in_s=round(held_s))
         return lifespan
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """For the whole life.  An engine that is lost sets `stop`."""
+
+        def lost(trouble: Trouble) -> None:
+            self._shutdown.count_as_failed(trouble)
+            stop.set()
+
+        await Watch(self._engine, self._recorder.faults, lost, self._each_second).run()
+
+    def _each_second(self) -> None:
+        self._recorder.alive()
+        if self._engine.phase is Phase.HELD and not self._recorder.starts.held_for_s():
+            self._engine.load()
 
     @asynccontextmanager
     async def _entered(self, app: Starlette) -> AsyncIterator[Mapping[str, object]]:
-        """What routes find in `request.state`."""
+        await self._batches.start()
         try:
-            yield {
-                "engine": self._engine,
-                "explanations": self._explanations,
-                "metrics": self._metrics,
-                "connections": self.connections,
-            }
+            yield self._state()
         finally:
             self.leaving.set()
             await self.close()
+
+    def _state(self) -> Mapping[str, object]:
+        """What routes find in `request.state`."""
+        return {
+            "batches": self._batches,
+            "engine": self._engine,
+            "explanations": self._explanations,
+            "documents": self._documents,
+            "responses": self._responses,
+            "metrics": self._metrics,
+            "connections": self.connections,
+        }
 
     async def drain(self) -> None:
         """Stages 1 and 2, while connections are still served."""
@@ -116,6 +163,7 @@ class Lifespan:
         return self._engine.phase in (Phase.DRAINING, Phase.STOPPED)
 
     async def _stop_admission(self, seconds: float) -> Mapping[str, object]:
+        await self._batches.stop()
         self._engine.stop_admission()
         return {"active": self._engine.num_active, "connections": len(self.connections)}
 
@@ -125,3 +173,8 @@ class Lifespan:
             async with asyncio.timeout(ANSWERS_S):
                 await self.gate.empty.wait()
         return {**figures, "unsent": self.gate.num_inside}
+
+
+def _documents(state_dir: StateDir) -> dict[str, Documents]:
+    """Of each kind.  Raises StateDirError."""
+    return {kind: Documents(state_dir, kind) for kind in (RESPONSES, kept.FILES, kept.BATCHES)}

@@ -17,8 +17,8 @@ ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
-SAID = ("text", "refusal")
-"""Kinds of content parts that are text, each in the field of its name."""
+SAID = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Kinds of content parts that are text, and the field that it is in."""
 
 
 def messages(body: Fields) -> list[dict[str, Any]]:
@@ -81,18 +81,23 @@ def called(call_id: str, name: str, arguments: str) -> dict[str, Any]:
 
 def text_of(message: Fields, name: str) -> str:
     """A string, or the text parts of a list, joined."""
+    return "".join(texts_of(message, name))
+
+
+def texts_of(message: Fields, name: str) -> list[str]:
     value = message.get(name)
     if isinstance(value, str):
-        return value
+        return [value]
     if not isinstance(value, list) or not value:
         message.refuse(name, "a string or a list of text parts")
-    return "".join(_part(part) for part in message.each(name))
+    return [_part(part) for part in message.each(name)]
 
 
 def _part(part: Fields) -> str:
     kind = part.get("type")
-    if kind not in SAID:
+    field = SAID.get(kind) if isinstance(kind, str) else None
+    if field is None:
         place = part.place("type")
         raise BadRequest(f"'{place}' is not text, and this server reads only text.", param=place)
-    text = part.text(kind)
-    return part.refuse(kind, "a string") if text is None else text
+    text = part.text(field)
+    return part.refuse(field, "a string") if text is None else text

@@ -8,8 +8,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from agent_memory.engine.engine import Engine, Phase
+from agent_memory.engine.engine import Engine
 from agent_memory.engine.models import Models
+from agent_memory.engine.phase import Phase
 from agent_memory.engine.served import Served
 from agent_memory.server import body
 from agent_memory.server.health import shown

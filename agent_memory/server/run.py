@@ -22,10 +22,12 @@ import structlog
 from hypercorn.typing import Framework
 
 from agent_memory.config import Config
-from agent_memory.errors import ConfigError, PortInUse
+from agent_memory.errors import ConfigError, PortInUse, StartError
 from agent_memory.server import logs
 from agent_memory.server.lifespan import Lifespan
-from agent_memory.server.shutdown import HARD_DEADLINE_S, leave_within
+from agent_memory.server.recorder import Recorder
+from agent_memory.server.shutdown import leave_within
+from agent_memory.stages import HARD_DEADLINE_S, PROMISE_S
 from agent_memory.store.state_dir import StateDir
 
 BACKLOG = 512
@@ -45,7 +47,15 @@ def main(config: Config, state_dir: StateDir) -> Never:
     """
     logs.configure(config.log_format)
     with listen(config.host, config.port) as listener:
-        status = asyncio.run(_serve(config, state_dir, listener))
+        url = _url(config.host, listener.getsockname()[1])
+        state_dir.sign(url, config.drain_timeout + PROMISE_S)
+        recorder = Recorder(state_dir.run)
+        try:
+            status = asyncio.run(_serve(config, state_dir, recorder, listener))
+        except StartError as error:
+            recorder.end(error.exit_code)
+            raise
+    recorder.end(status)
     state_dir.close()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -68,13 +78,17 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-async def _serve(config: Config, state_dir: StateDir, listener: socket.socket) -> int:
+async def _serve(
+    config: Config, state_dir: StateDir, recorder: Recorder, listener: socket.socket
+) -> int:
     stop, hurry = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _signalled, number, stop, hurry)
-    lifespan = await Lifespan.open(config, state_dir, hurry)
+    lifespan = await Lifespan.open(config, state_dir, recorder, hurry)
     lifespan.connections.track()
+    watching = asyncio.create_task(lifespan.watch(stop))
     log.info("server_listening", host=config.host, port=listener.getsockname()[1])
+    recorder.ready()
     drained = asyncio.Event()
     serving = asyncio.create_task(
         hypercorn.asyncio.serve(
@@ -85,7 +99,8 @@ async def _serve(config: Config, state_dir: StateDir, listener: socket.socket) -
     )
     try:
         await _first(serving, stop)
-        leave_within(config.drain_timeout + HARD_DEADLINE_S, lifespan.unfinished)
+        recorder.stopping()
+        leave_within(config.drain_timeout + HARD_DEADLINE_S, lifespan.unfinished, recorder.faults)
         await lifespan.drain()
         drained.set()
         await _end_connections(lifespan, serving)
@@ -94,7 +109,12 @@ async def _serve(config: Config, state_dir: StateDir, listener: socket.socket) -
     if error := await _failure(serving):
         log.error("http_server_failed", exc_info=error)
         lifespan.count_as_failed("http_server")
+    watching.cancel()
     return lifespan.report()
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _signalled(number: signal.Signals, stop: asyncio.Event, hurry: asyncio.Event) -> None:

@@ -1,64 +1,47 @@
-"""The six stages of shutdown as a table, the clock over them, and the last resort.
+"""The six stages of shutdown one after another, the clock over them, and the last resort.
 
-Knows order, budgets, results and what to say of them.  What a stage does is its owner's.  Event
-loop, but for the last resort, which has a thread of its own.
+Knows results and what to say of them; order and budgets are a table in stages.py.  What a stage
+does is its owner's.  Event loop, but for the last resort, which has a thread of its own.
 
 A stage has its own seconds and those that the stages before it left over.  One that raises or
 overruns is named, and the next begins.  Nothing is begun twice.
 """
 
 import asyncio
-import faulthandler
 import os
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from enum import StrEnum
 
 import structlog
 
 from agent_memory.failpoint import failpoint
-
-EXIT_CLEAN = 0
-EXIT_INCOMPLETE = 70
-
-
-class Stage(StrEnum):
-    STOP_ADMISSION = "stop_admission"
-    DRAIN = "drain"
-    PERSIST = "persist"
-    STOP_ENGINE = "stop_engine"
-    UNLOAD_MODEL = "unload_model"
-    RELEASE_MEMORY = "release_memory"
-
-
-# Seconds, in order.  The drain time-out comes on top of the drain's.
-BUDGETS_S = {
-    Stage.STOP_ADMISSION: 0.5,
-    Stage.DRAIN: 1.5,
-    Stage.PERSIST: 5.0,
-    Stage.STOP_ENGINE: 2.0,
-    Stage.UNLOAD_MODEL: 1.5,
-    Stage.RELEASE_MEMORY: 1.5,
-}
-STAGES = tuple(BUDGETS_S)
-
-# After the drain time-out.  Above the sum of the budgets by the time in which connections end, and
-# below the promised 15 s by the time in which the process does.
-HARD_DEADLINE_S = 14.5
+from agent_memory.server.faults import FaultLog
+from agent_memory.stages import BUDGETS_S, EXIT_CLEAN, EXIT_INCOMPLETE, STAGES, Stage
 
 Work = Callable[[float], Awaitable[Mapping[str, object]]]
 """A stage at work: takes its seconds, returns its figures."""
+
+Begun = Callable[[Stage, float], object]
+"""Told of a stage that begins, and of its seconds."""
+
+NATIVE_S = 0.4
+"""So much later than the last resort comes one that needs no Python."""
 
 log = structlog.get_logger(__name__)
 
 
 class Shutdown:
-    def __init__(self, drain_timeout_s: float, work: Mapping[Stage, Work]) -> None:
+    def __init__(
+        self,
+        drain_timeout_s: float,
+        work: Mapping[Stage, Work],
+        begun: Begun = lambda stage, seconds: None,
+    ) -> None:
         assert tuple(work) == STAGES
         self._drain_timeout_s = drain_timeout_s
         self._work = work
+        self._begun = begun
         self._turn = asyncio.Lock()
         self._results: dict[str, object] = {}
         self._failed: list[str] = []
@@ -80,6 +63,7 @@ class Shutdown:
         began, budget_s = time.monotonic(), self._budget_s(stage)
         figures: Mapping[str, object] = {}
         self._current = stage
+        self._begun(stage, budget_s)
         try:
             failpoint(f"shutdown.{stage}")
             async with asyncio.timeout(budget_s):
@@ -120,16 +104,17 @@ class Shutdown:
         return [*self._failed, *filter(None, [self._current])]
 
 
-def leave_within(seconds: float, unfinished: Callable[[], list[str]]) -> None:
+def leave_within(seconds: float, unfinished: Callable[[], list[str]], faults: FaultLog) -> None:
     """The last resort: ends the process whatever the event loop does.  Never called off."""
 
     def leave() -> None:
         time.sleep(seconds)
         stages = unfinished() or ["exit"]
         log.error("server_shutdown_incomplete", failed=stages, exit=EXIT_INCOMPLETE)
-        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        faults.write_stacks("hard deadline")
         os._exit(EXIT_INCOMPLETE)
 
+    faults.exit_after(seconds + NATIVE_S)
     threading.Thread(target=leave, name="hard-deadline", daemon=True).start()
 
 

@@ -1,7 +1,7 @@
 """Server-sent events, and answers that end when their client goes.
 
-Knows how events look on the wire, when silence needs a comment, and how a stream that fails says
-so.  Event loop.
+Knows how events look on the wire, when silence needs filling, and when a stream that fails must say
+so itself.  Event loop.
 """
 
 import asyncio
@@ -33,10 +33,15 @@ def event(data: dict[str, Any]) -> bytes:
     return f"data: {text}\n\n".encode()
 
 
+def named_event(data: dict[str, Any]) -> bytes:
+    """Under the name that is its `type`."""
+    return f"event: {data['type']}\n".encode() + event(data)
+
+
 async def with_keep_alives(
-    events: AsyncGenerator[bytes, None], every_s: float
+    events: AsyncGenerator[bytes, None], every_s: float, keep_alive: bytes = KEEP_ALIVE
 ) -> AsyncGenerator[bytes, None]:
-    """`events`, and a comment whenever nothing came for `every_s`.  Closes `events`."""
+    """`events`, and `keep_alive` whenever nothing came for `every_s`.  Closes `events`."""
     chunks = asyncio.Queue[bytes | None](1)  # more would wait here unread
     passing = asyncio.ensure_future(_pass_on(events, chunks))
     try:
@@ -45,7 +50,7 @@ async def with_keep_alives(
                 async with asyncio.timeout(every_s):
                     chunk = await chunks.get()
             except TimeoutError:
-                yield KEEP_ALIVE
+                yield keep_alive
                 continue
             if chunk is None:
                 break
@@ -72,9 +77,9 @@ async def _pass_on(
 class EventStream:
     """An ASGI app that sends a stream.
 
-    Until the first event or comment an error is the caller's to answer, with its own status; after
-    that it ends the stream as `failure(error)` describes it, with DONE behind.  `headers` is asked
-    when the answer starts.
+    Until the first event or keep-alive an error is the caller's to answer, with its own status;
+    after that it ends the stream as `failure(error)` describes it, with `end` behind.  `headers` is
+    asked when the answer starts, `shaped` makes an event of the failure.
     """
 
     def __init__(
@@ -82,15 +87,23 @@ class EventStream:
         events: AsyncGenerator[bytes, None],
         failure: Callable[[RequestError], dict[str, Any]],
         headers: Callable[[], Mapping[str, str]] = dict,
+        *,
+        shaped: Callable[[dict[str, Any]], bytes] = event,
+        end: bytes = DONE,
+        keep_alive: bytes = KEEP_ALIVE,
     ) -> None:
         self._events = events
         self._failure = failure
         self._headers = headers
+        self._shaped = shaped
+        self._end = end
+        self._keep_alive = keep_alive
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
         try:
-            async with aclosing(with_keep_alives(self._events, KEEP_ALIVE_S)) as chunks:
+            lively = with_keep_alives(self._events, KEEP_ALIVE_S, self._keep_alive)
+            async with aclosing(lively) as chunks:
                 async for chunk in chunks:
                     if not started:
                         await send(_start(self._headers()))
@@ -99,7 +112,7 @@ class EventStream:
         except Exception as error:
             if not started:
                 raise
-            await send(_body(event(self._failure(told(error))) + DONE))
+            await send(_body(self._shaped(self._failure(told(error))) + self._end))
         await send(_body(b"", more=False))
 
 

@@ -23,13 +23,34 @@ def tools_and_calls(body: Fields) -> tuple[list[dict[str, Any]], Calls]:
     given: list[dict[str, Any]] = [
         {"type": "function", "function": tool["function"]} for tool in body.get("tools") or []
     ]
-    choice = _choice(body, tools)
-    several = body.get("parallel_tool_calls") is None or body.flag("parallel_tool_calls")
-    if choice == "none":
-        return given, Calls()
-    if choice in ("auto", "required"):
-        return given, Calls(tuple(tools), must=choice == "required", several=several)
-    return given, called_by_name(tools, choice)
+    word = word_chosen(body, bool(tools))
+    if word is None:
+        return given, called_by_name(tools, _name_chosen(body, tools))
+    return given, called_by_word(tools, word, several=several(body))
+
+
+def several(body: Fields) -> bool:
+    return body.get("parallel_tool_calls") is None or body.flag("parallel_tool_calls")
+
+
+def word_chosen(body: Fields, has_tools: bool) -> str | None:
+    """ "none", "auto" or "required"; None: an object says more."""
+    value = body.get("tool_choice")
+    if value is None:
+        return "auto"
+    if not isinstance(value, str):
+        return None
+    if value not in CHOICES:
+        body.refuse("tool_choice", "none, auto, required, or a function by its name")
+    if value == "required" and not has_tools:
+        body.refuse("tool_choice", "none or auto, for there are no tools")
+    return value
+
+
+def called_by_word(tools: list[Tool], word: str, *, several: bool) -> Calls:
+    if word == "none":
+        return Calls()
+    return Calls(tuple(tools), must=word == "required", several=several)
 
 
 def called_by_name(tools: list[Tool], name: str) -> Calls:
@@ -67,17 +88,7 @@ def tool_name(fields: Fields, field: str) -> str:
     return name
 
 
-def _choice(body: Fields, tools: list[Tool]) -> str:
-    """ "none", "auto", "required", or a tool's name."""
-    value = body.get("tool_choice")
-    if value is None:
-        return "auto"
-    if isinstance(value, str):
-        if value not in CHOICES:
-            body.refuse("tool_choice", "none, auto, required, or a function by its name")
-        if value == "required" and not tools:
-            body.refuse("tool_choice", "none or auto, for there are no tools")
-        return value
+def _name_chosen(body: Fields, tools: list[Tool]) -> str:
     chosen = body.below("tool_choice")
     name = chosen.below("function").text("name")
     if chosen.get("type") != "function" or name not in [tool.name for tool in tools]:

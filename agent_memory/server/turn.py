@@ -60,10 +60,11 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """`reason`: stop, length, or tool_calls."""
+    """`reason`: stop, length, or tool_calls.  `stop`: the stop string that ended it, if one did."""
 
     choice: int
     reason: str
+    stop: str | None = None
 
 
 Said = Begun | Scored | Piece | Ended
@@ -73,6 +74,7 @@ class Verbatim:
     """The reader of an answer that goes on from text or tokens: all of it is words."""
 
     num_calls = 0
+    thinking = False
 
     def add(self, text: str) -> list[Part]:
         return [Words(text)] if text else []
@@ -99,6 +101,7 @@ class Turn:
         self._explained: Explained | None = None
         self._first_token: float | None = None
         self._num_tokens = [0] * ask.choices
+        self._num_thought = 0  # tokens of thoughts, their markers counted with them
         self._finish: list[str] = [FinishReason.CANCELLED] * ask.choices
 
     @property
@@ -125,7 +128,8 @@ class Turn:
     def usage(self) -> Usage:
         assert self._explained is not None
         started = self._explained.started
-        return Usage(started.prompt_tokens, started.cached_tokens, sum(self._num_tokens))
+        num_tokens = sum(self._num_tokens)
+        return Usage(started.prompt_tokens, started.cached_tokens, num_tokens, self._num_thought)
 
     async def said(self) -> AsyncGenerator[Said, None]:
         """Up to a proper end of every answer.  Any other end is a RequestError."""
@@ -142,9 +146,14 @@ class Turn:
         finally:
             self._log()
 
+    async def count(self) -> int:
+        """The prompt's tokens, of a request that is not answered.  Raises RequestError."""
+        async with self._engine.models.use(self.model) as self._served:
+            return len(await self._served.tokenize(self._heard(self.ask.prompt), None))
+
     async def _admitted(self) -> list[GenerateRequest]:
         ask, served = self.ask, self.served
-        self._told = self._heard(ask.prompt) if isinstance(ask.prompt, Conversation) else ask.prompt
+        self._told = self._heard(ask.prompt)
         self._prompt = await served.tokenize(self._told, ask.agent)
         stable = await served.stable_tokens(self._told, self._prompt)
         self._constraint = await self._constrained(ask)
@@ -174,16 +183,18 @@ class Turn:
         grammar = forms.grammar(form, tools, several=ask.calls.several, after_thought=bool(after))
         return await self.served.constraint(grammar, after)
 
-    def _heard(self, conversation: Conversation) -> Conversation:
-        """With what the template knows of how much to think.  Raises BadRequest."""
+    def _heard(self, prompt: Prompt) -> Prompt:
+        """A conversation with what the template knows of how much to think.  Raises BadRequest."""
+        if not isinstance(prompt, Conversation):
+            return prompt
         known = self.tokenizer.template_words
-        if conversation.tools and "tools" not in known:
+        if prompt.tools and "tools" not in known:
             raise BadRequest(
                 f"The chat template of '{self.model}' has no place for tools, so the model would "
                 "not hear of them. Serve a model made for tools, or send none.",
                 param="tools",
             )
-        for name in conversation.options:
+        for name in prompt.options:
             if name not in known:
                 raise BadRequest(
                     f"The chat template of '{self.model}' does not know '{name}'.",
@@ -194,7 +205,7 @@ class Turn:
             wishes["reasoning_effort"] = self.ask.effort
             wishes["enable_thinking"] = self.ask.effort not in NO_EFFORT
         heard = {name: value for name, value in wishes.items() if name in known}
-        return replace(conversation, options={**heard, **conversation.options})
+        return replace(prompt, options={**heard, **prompt.options})
 
     async def _answer(self, choice: int, request: GenerateRequest) -> AsyncGenerator[Said, None]:
         reader = self._reader()
@@ -209,8 +220,10 @@ class Turn:
                         yield event
                     case Delta(text, num_tokens, logprobs):
                         self._first_token = self._first_token or time.monotonic()
+                        thinking, parts = reader.thinking, reader.add(text)
+                        if thinking or reader.thinking:
+                            self._num_thought += num_tokens - self._num_tokens[choice]
                         self._num_tokens[choice] = num_tokens
-                        parts = reader.add(text)
                         if parts or logprobs:
                             yield Piece(choice, tuple(parts), logprobs)
                     case Finished():
@@ -242,7 +255,7 @@ class Turn:
             raise _cut_short()
         if called and event.reason is FinishReason.STOP:
             self._finish[choice] = TOOL_CALLS
-        return Ended(choice, self._finish[choice])
+        return Ended(choice, self._finish[choice], event.stop)
 
     def _log(self) -> None:
         explained = self._explained

@@ -1,6 +1,6 @@
 """A body too large for memory: written to a nameless file as it arrives.
 
-Knows which route takes such a body, and its bounds.  A client that stops sending is given up, one
+Knows which routes take such a body, and its bounds.  A client that stops sending is given up, one
 that would fill the disk is refused.  Event loop; the file is written in worker threads.
 """
 
@@ -18,20 +18,37 @@ from starlette.types import Receive, Scope
 from agent_memory.errors import Refused
 
 PATH = "/v1/agents/import"
-MEDIA_TYPES = ("application/x-tar", "application/octet-stream")
+FILES_PATH = "/v1/files"
 SILENCE_S = 30.0
 _WRITE_BYTES = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What is taken where.  `most_bytes` None: as much as there is room for."""
+
+    media_types: tuple[str, ...]
+    most_bytes: int | None = None
+
+
+# A page of another site can send a form, but not without saying where it is from: gate.py refuses
+# it by that.
+TAKEN = {
+    PATH: Taken(("application/x-tar", "application/octet-stream")),
+    FILES_PATH: Taken(("multipart/form-data",), 200 << 20),
+}
+
+
 def is_upload(scope: Scope) -> bool:
-    return bool(scope["method"] == "POST" and scope["path"] == PATH)
+    return bool(scope["method"] == "POST" and scope["path"] in TAKEN)
 
 
-def check_type(headers: Headers) -> None:
-    """A form on a page of another site cannot send these types.  Raises Refused."""
+def check_type(headers: Headers, path: str) -> None:
+    """Raises Refused."""
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in MEDIA_TYPES:
-        raise Refused(415, "media_type", f"The Content-Type must be {' or '.join(MEDIA_TYPES)}.")
+    known = TAKEN[path].media_types
+    if media_type not in known:
+        raise Refused(415, "media_type", f"The Content-Type must be {' or '.join(known)}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +59,11 @@ class Place:
     has_room: Callable[[int], bool]
 
 
-async def spool(receive: Receive, place: Place) -> BinaryIO | None:
+async def spool(receive: Receive, place: Place, most_bytes: int | None = None) -> BinaryIO | None:
     """The body in a file, at its beginning; None if the client has gone.  Raises Refused."""
     file = cast(BinaryIO, await asyncio.to_thread(tempfile.TemporaryFile, dir=place.folder))
     try:
-        whole = await _fill(file, receive, place)
+        whole = await _fill(file, receive, place, most_bytes)
     except BaseException:
         file.close()
         raise
@@ -57,9 +74,9 @@ async def spool(receive: Receive, place: Place) -> BinaryIO | None:
     return file
 
 
-async def _fill(file: BinaryIO, receive: Receive, place: Place) -> bool:
+async def _fill(file: BinaryIO, receive: Receive, place: Place, most_bytes: int | None) -> bool:
     """Whether it came to its end."""
-    more, waiting = True, bytearray()
+    more, waiting, num_bytes = True, bytearray(), 0
     while more:
         try:
             async with asyncio.timeout(SILENCE_S):
@@ -71,6 +88,14 @@ async def _fill(file: BinaryIO, receive: Receive, place: Place) -> bool:
         if message["type"] == "http.disconnect":
             return False
         waiting += message.get("body", b"")
+        num_bytes += len(message.get("body", b""))
+        if most_bytes is not None and num_bytes > most_bytes:
+            raise Refused(
+                413,
+                "body_too_large",
+                f"The body is larger than {most_bytes >> 20} MiB.",
+                close=True,
+            )
         more = message.get("more_body", False)
         if len(waiting) >= _WRITE_BYTES or not more:
             await asyncio.to_thread(_write, file, waiting, place)

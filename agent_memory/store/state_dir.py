@@ -9,14 +9,36 @@ thread; `open` and `close` belong to whoever owns the process.
 """
 
 import fcntl
+import json
 import os
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent_memory.errors import StateDirError, StateDirLocked
+from agent_memory.processes import boot_id, start_of
 
 BLOCK_SUFFIX = ".safetensors"
+MOST_SIGNED_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who signed the lock.  `boot` and `start`: which process of that number is meant.  `url` is
+    empty for who is no server; `stop_s`: within so long a server has ended when it is told to."""
+
+    pid: int
+    started: str
+    boot: str
+    start: str
+    url: str
+    stop_s: float
+
+    @property
+    def is_running(self) -> bool:
+        """This very process, not one that was given its number since."""
+        return bool(self.start) and self.boot == boot_id() and self.start == start_of(self.pid)
 
 
 class StateDir:
@@ -26,6 +48,7 @@ class StateDir:
     def __init__(self, path: Path, lock: int | None) -> None:
         self.path = path
         self._lock = lock
+        self._started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self.version = path / "VERSION"
         self.index = path / "index.db"
         self.blocks = path / "blocks"
@@ -40,11 +63,36 @@ class StateDir:
         private_folder(path)
         state = cls(path, _lock(path / "LOCK"))
         try:
+            state.sign()
             private_folder(state.run)
         except StateDirError:
             state.close()
             raise
         return state
+
+    def sign(self, url: str = "", stop_s: float = 0.0) -> None:
+        """Say in the lock who holds it.  Raises StateDirError."""
+        assert self._lock is not None
+        pid = os.getpid()
+        more = {"boot": boot_id(), "start": start_of(pid), "url": url, "stop_s": stop_s}
+        signed = f"{pid} {self._started}\n{json.dumps(more)}\n".encode()
+        try:
+            os.pwrite(self._lock, signed, 0)
+            os.ftruncate(self._lock, len(signed))
+        except OSError as error:
+            raise StateDirError(
+                f"{self.path / 'LOCK'} cannot be written: {error.strerror}. "
+                "Make room on its disk, or choose another state directory."
+            ) from error
+
+    @staticmethod
+    def holder(path: Path) -> Holder | None:
+        """Who signed the lock last and has not let go of it in order."""
+        try:
+            with open(path / "LOCK", "rb") as file:
+                return _read_holder(file.read(MOST_SIGNED_BYTES))
+        except OSError:
+            return None
 
     @classmethod
     def unlocked(cls, path: Path) -> "StateDir":
@@ -108,7 +156,7 @@ def private_folder(path: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    """Take the lock and sign it.  flock and not lockf: any close of the file would drop lockf's."""
+    """Take the lock.  flock and not lockf: any close of the file would drop lockf's."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -118,15 +166,13 @@ def _lock(path: Path) -> int:
         ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        os.pwrite(fd, f"{os.getpid()} {started}\n".encode(), 0)
     except BlockingIOError as error:
         holder = _holder(fd)
         os.close(fd)
         raise StateDirLocked(
             f"{path.parent} is in use by {holder}. "
-            "Stop that one first (kill -TERM), or choose another state directory."
+            "Stop that one first ('agent-memory stop' or kill -TERM), or choose another state "
+            "directory."
         ) from error
     except OSError as error:
         os.close(fd)
@@ -138,5 +184,19 @@ def _lock(path: Path) -> int:
 
 def _holder(fd: int) -> str:
     """The holder's name for itself; it may not have signed yet."""
-    pid, _, started = os.pread(fd, 64, 0).decode("ascii", "replace").strip().partition(" ")
-    return f"process {pid}, started {started}" if pid.isdigit() else "another process"
+    holder = _read_holder(os.pread(fd, MOST_SIGNED_BYTES, 0))
+    return f"process {holder.pid}, started {holder.started}" if holder else "another process"
+
+
+def _read_holder(signed: bytes) -> Holder | None:
+    first, _, rest = signed.decode("utf-8", "replace").partition("\n")
+    pid, _, started = first.partition(" ")
+    if not (pid.isascii() and pid.isdigit()):
+        return None
+    try:
+        more = json.loads(rest)
+        return Holder(
+            int(pid), started, more["boot"], more["start"], more["url"], float(more["stop_s"])
+        )
+    except (ValueError, KeyError, TypeError):  # it is only just signing
+        return Holder(int(pid), started, "", "", "", 0.0)

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent_memory.block import BlockHash
+from agent_memory.errors import NotFound
 from agent_memory.metrics import Metrics
 from agent_memory.store import index as rows
 from agent_memory.store.block_store import BlockStore
+from agent_memory.store.documents import RESPONSES, Documents, response_ids_of
 from agent_memory.store.files import move_into, sync_folder
 from agent_memory.store.format import BlockFile
 from agent_memory.store.index import Index
@@ -101,13 +103,18 @@ def wipe(state: StateDir) -> Amount:
 
 
 def wipe_agent(state: StateDir, agent_id: str) -> Amount:
-    """Delete what is that agent's alone.  Raises NotFound."""
+    """Delete what is that agent's alone, and the responses it was given.  Raises NotFound."""
+    sizes = Documents(state, RESPONSES).delete_all(response_ids_of(agent_id))
     store = BlockStore.open(state, Metrics(), NO_LIMITS)
     try:
         before = store.disk_bytes
         removed = store.remove(agent_id)
         store.flush(CLOSE_S)
-        return Amount(len(removed), before - store.disk_bytes)
+        return Amount(len(removed) + len(sizes), before - store.disk_bytes + sum(sizes))
+    except NotFound:
+        if not sizes:
+            raise
+        return Amount(len(sizes), sum(sizes))
     finally:
         store.close(CLOSE_S)
 

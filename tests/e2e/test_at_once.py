@@ -33,6 +33,7 @@ def answer(server: Server, messages: Messages, agent: str) -> str:
     return str(response.json()["choices"][0]["message"]["content"])
 
 
+@pytest.mark.requirement("B-22")
 @pytest.mark.parametrize(
     "kv_bits", [b if b == 8 else pytest.param(b, marks=pytest.mark.slow) for b in KV_BITS]
 )
@@ -52,6 +53,7 @@ def test_four_at_once_are_as_alone(kv_bits: int | None, tmp_path: Path) -> None:
             assert kv_bits and parting.is_tie, parting
 
 
+@pytest.mark.requirement("L-39")
 def test_a_turn_that_has_ended_is_on_disk_within_a_second(tmp_path: Path) -> None:
     with Server(tmp_path).wait_ready() as server:
         answer(server, prompts()[3], "writer")

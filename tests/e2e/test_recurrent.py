@@ -12,6 +12,7 @@ from tests.model import tiny
 from tests.process import Server
 
 
+@pytest.mark.requirement("B-13")
 @pytest.mark.parametrize("kv_bits", ["none", pytest.param("8", marks=pytest.mark.slow)])
 def test_a_recurrent_model_after_a_stop_and_after_a_crash(tmp_path: Path, kv_bits: str) -> None:
     model = tiny.save("qwen3_5", tmp_path / "model")

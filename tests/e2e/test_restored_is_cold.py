@@ -124,6 +124,7 @@ def report(capsys: pytest.CaptureFixture[str], text: str) -> None:
         sys.stdout.write(f"\n{text}\n")
 
 
+@pytest.mark.requirement("B-13", "B-14", "B-16", "B-31", "L-39")
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("kv_bits", KV_BITS)
 def test_a_few(
@@ -133,6 +134,7 @@ def test_a_few(
         report(capsys, run(tmp_path, kv_bits, cases))
 
 
+@pytest.mark.requirement("B-13", "B-14", "B-16", "B-31", "L-39")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kv_bits", KV_BITS)

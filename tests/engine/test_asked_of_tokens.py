@@ -16,7 +16,6 @@ from mlx.utils import tree_flatten
 from agent_memory.engine.engine import Engine
 from agent_memory.errors import BadRequest
 from agent_memory.model import loader
-from agent_memory.model.grammar import any_json_object, json_schema, lark
 from agent_memory.request import (
     Delta,
     Failed,
@@ -32,6 +31,7 @@ from agent_memory.request import (
 from tests.conftest import builtin_model, ordinary_text
 from tests.engine.test_engine import ENDLESS, FACTS, GREEDY, running, steps_of, tokenized
 from tests.model import tiny
+from tests.model.test_grammar import any_json_object, json_schema
 
 SCHEMA = json_schema(
     {
@@ -210,7 +210,7 @@ def spoil_a_step(engine: Engine) -> bool:
 async def test_a_shutdown_in_the_middle_ends_a_constrained_answer(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         under_way = asyncio.Event()
-        grammar = lark("start: /(.|\\n)*/")
+        grammar = "start: /(.|\\n)*/"
         endless = asyncio.create_task(
             ask(engine, ENDLESS, grammar=grammar, max_tokens=4000, under_way=under_way)
         )
@@ -225,14 +225,14 @@ async def test_a_shutdown_in_the_middle_ends_a_constrained_answer(tmp_path: Path
 
 async def test_grammars_that_end_and_that_turn_out_too_complex(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
-        word = await ask(engine, "Hello!", grammar=lark('start: "exactly this"'))
+        word = await ask(engine, "Hello!", grammar='start: "exactly this"')
         assert word.text == "exactly this" and word.finished is not None
         assert word.finished.reason is FinishReason.STOP
         words = " | ".join(f'"w{i}"' for i in range(5000))
         with pytest.raises(BadRequest, match="complex"):
-            await ask(engine, "Hello!", grammar=lark(f'start: "exactly this" ({words})'))
+            await ask(engine, "Hello!", grammar=f'start: "exactly this" ({words})')
         with pytest.raises(BadRequest, match="foo"):
-            await ask(engine, "Hello!", grammar=lark("start: foo"))
+            await ask(engine, "Hello!", grammar="start: foo")
         await ask(engine, "Hello!", grammar=any_json_object(), sampling=WARM, max_tokens=30)
         assert (await ask(engine, "Hello!")).text
 
@@ -374,6 +374,6 @@ async def test_places_of_the_logits_that_no_token_has_are_never_drawn(tmp_path: 
     async with running(tmp_path / "a", model=str(folder)) as engine:
         free = await ask(engine, "Hello!", sampling=WARM, max_tokens=60, ignore_end=True)
         bound = await ask(
-            engine, "Hello!", grammar=lark("start: /(.|\\n){200,}/"), sampling=WARM, max_tokens=60
+            engine, "Hello!", grammar="start: /(.|\\n){200,}/", sampling=WARM, max_tokens=60
         )
     assert max(free.tokens) >= 2048 > max(bound.tokens)

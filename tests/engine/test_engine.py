@@ -12,7 +12,8 @@ import pytest
 
 from agent_memory import config, failpoint
 from agent_memory.block import BLOCK_TOKENS
-from agent_memory.engine.engine import Engine, Phase
+from agent_memory.engine.engine import Engine
+from agent_memory.engine.phase import Phase
 from agent_memory.engine.step_loop import StepLoop
 from agent_memory.errors import (
     BadRequest,
@@ -128,6 +129,7 @@ async def tokenized(engine: Engine, text: str) -> tuple[int, ...]:
     return tuple(await engine.models.default.tokenize(said, None))
 
 
+@pytest.mark.requirement("B-12", "B-16")
 async def test_again_from_memory_and_from_disk_after_a_restart(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         cold = await ask(engine, FACTS)
@@ -142,6 +144,7 @@ async def test_again_from_memory_and_from_disk_after_a_restart(tmp_path: Path) -
         assert cold.text == again.text == restored.text == kept.text
 
 
+@pytest.mark.requirement("B-14")
 async def test_a_match_is_exact_to_the_token_and_generated_tokens_count(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         prompt = await tokenized(engine, FACTS)
@@ -153,6 +156,7 @@ async def test_a_match_is_exact_to_the_token_and_generated_tokens_count(tmp_path
         assert (await ask(engine, (5, 6, 7), "cleo")).cached == 0
 
 
+@pytest.mark.requirement("B-22")
 async def test_at_once_as_alone_and_one_run_for_one_prefix(tmp_path: Path) -> None:
     prompts = [FACTS, ENDLESS, FACTS + " more", "Hello!"]
     async with running(tmp_path / "alone") as engine:
@@ -180,6 +184,7 @@ async def test_closing_cancels_and_what_was_computed_is_kept(tmp_path: Path) -> 
         assert head.num_tokens >= len(prompt) + 19
 
 
+@pytest.mark.requirement("L-09")
 async def test_limits(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         context = engine.models.default.known.context_length
@@ -203,9 +208,11 @@ async def test_stop_strings_end_the_answer_before_them(tmp_path: Path) -> None:
         stop = whole.text[3:9]
         stopped = await ask(engine, FACTS + "\nWhat is the code for orchid?", stop=(stop,))
         assert stopped.text == whole.text[: whole.text.index(stop)]
-        assert stopped.finished.reason is FinishReason.STOP
+        assert (stopped.finished.reason, stopped.finished.stop) == (FinishReason.STOP, stop)
+        assert (whole.finished.reason, whole.finished.stop) == (FinishReason.STOP, None)
 
 
+@pytest.mark.requirement("B-17")
 async def test_a_damaged_file_is_a_miss_and_the_answer_the_same(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         cold = await ask(engine, FACTS)
@@ -248,6 +255,7 @@ def memory_for(engine: Engine, num_tokens: int, pool_bytes: int) -> int:
     return (parts + per_token * (num_tokens + BLOCK_TOKENS)) * 20 // 19 + 20
 
 
+@pytest.mark.requirement("F-21")
 async def test_background_work_gives_way_and_goes_on_and_a_sequence_ends_where_memory_does(
     tmp_path: Path,
 ) -> None:
@@ -280,6 +288,7 @@ async def test_background_work_gives_way_and_goes_on_and_a_sequence_ends_where_m
         assert abs(engine.models.default.most_tokens - total) <= BLOCK_TOKENS
 
 
+@pytest.mark.requirement("F-22")
 async def test_a_step_that_raises_ends_the_guilty_request_only(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         alone = await ask(engine, FACTS + " others", "ben", max_tokens=60)

@@ -277,6 +277,12 @@ def test_every_loss_has_a_cause(loss: Loss) -> None:
     )
 
 
+def test_a_scored_prompt_is_computed_for_that_and_nothing_else() -> None:
+    asked = Asked("ann", list(range(50)), Conversation([]))
+    compared = Compared(0, Finding.NOT_LOOKED)
+    assert cause_of(asked, compared, builtin_model(8).tokenizer) is Cause.PROMPT_SCORED
+
+
 def test_odd_tokens_have_some_cause() -> None:
     """Halves of characters, nothing at all before or after: whatever, but no failure."""
     rng, tokenizer = random.Random(5), builtin_model(8).tokenizer

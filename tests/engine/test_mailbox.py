@@ -2,11 +2,13 @@
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.engine.mailbox import MAX_EVENTS, Stream
-from agent_memory.request import Delta, Finished, FinishReason
+from agent_memory.engine.mailbox import MAX_EVENTS, Mailbox, Stream
+from agent_memory.errors import EngineFailed
+from agent_memory.request import Delta, Failed, Finished, FinishReason, TokenLogprob
 
 
 async def read(stream: Stream) -> tuple[str, int, int]:
@@ -48,3 +50,36 @@ async def test_a_reader_that_left_takes_nothing_with_it() -> None:
     await asyncio.wait({reading})
     stream.put(Delta("x", 1))
     assert await stream.get() == Delta("x", 1)
+
+
+async def test_logprobs_are_joined_as_the_text_is() -> None:
+    stream, num_tokens = Stream(), 3 * MAX_EVENTS
+    for n in range(num_tokens):
+        stream.put(Delta("", n + 1, (TokenLogprob(n, -1.0),)))
+    told = [event for _ in range(MAX_EVENTS) if isinstance(event := await stream.get(), Delta)]
+    assert [one.token for delta in told for one in delta.logprobs] == list(range(num_tokens))
+
+
+async def test_when_nobody_takes_commands_any_more_all_who_wait_are_told() -> None:
+    mailbox, error = Mailbox(), EngineFailed("lost")
+    stream, called = mailbox.stream(), mailbox.call(lambda: 1)
+    mailbox.give_up(error)
+    assert await stream.get() == Failed(error)
+    assert called.exception() is error
+    assert await mailbox.stream().get() == Failed(error)
+    with pytest.raises(EngineFailed, match="lost"):
+        mailbox.call(lambda: 1).result(0)
+    late = mailbox.take(wait=False)  # the thread was not dead after all
+    assert late is not None
+    late()
+    assert called.exception() is error
+
+
+async def test_one_who_was_answered_is_left_in_peace() -> None:
+    mailbox = Mailbox()
+    called = mailbox.call(lambda: 1)
+    command = mailbox.take(wait=False)
+    assert command is not None
+    command()
+    mailbox.give_up(EngineFailed("lost"))
+    assert called.result(0) == 1

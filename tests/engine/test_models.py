@@ -158,7 +158,7 @@ async def test_two_in_memory_answer_at_once_as_alone(folders: Path, tmp_path: Pa
     async with running(tmp_path / "at-once", model=named(folders, "a", "b")) as engine:
         at_once = await asyncio.gather(*(ask(engine, *one) for one in asked))
         assert [answer.text for answer in at_once] == alone
-        ledger = engine._residents.ledger.figures()
+        ledger = await engine._on_thread(engine._residents.ledger.figures)
         assert ledger["tails"] == 0 and {"runs:a", "runs:b"} <= ledger.keys()
 
 
@@ -285,7 +285,7 @@ async def test_what_fails_to_load_leaves_the_others_and_says_why(
     async with running(tmp_path / "state", model=models) as engine:
         first = await ask(engine, "a", PAGES)
         for name, why in (
-            ("cut", r"model\.safetensors is no whole safetensors file: \d+ bytes are missing"),
+            ("cut", r"model\.safetensors is no whole safetensors file, \d+ bytes are missing"),
             ("gone", "no weights"),
             ("odd", "cannot be loaded"),
             ("folder", "IsADirectoryError"),

@@ -307,3 +307,67 @@ def test_when_the_computing_one_leaves_the_next_takes_over_and_the_rest_wait_for
     assert scheduler.admit(nothing, room) is None
     second.kv.length = 500
     assert scheduler.admit(nothing, room) is third
+
+
+def scoring(num_prompt: int, first: int = 5) -> Sequence:
+    prompt = tuple(range(first, first + num_prompt))
+    request = GenerateRequest("r", None, prompt, SamplingParams(), prompt_logprobs=True)
+    tokenizer = builtin_model(None).tokenizer
+    return Sequence(
+        request, Stream(), 9, lambda _position: Draw(None, 0), frozenset(), tokenizer.stream()
+    )
+
+
+def test_of_prompts_that_are_scored_a_step_has_so_many_rows_at_most() -> None:
+    scheduler = Scheduler(256, 8, most_scored=40)
+    seqs = [scoring(100), scoring(30, 1000), sequence(300, first=5000)]
+    for seq in seqs:
+        scheduler.add(seq)
+    while admitted := scheduler.admit(nothing, room):
+        admitted.move(State.RUNNING)
+        admitted.kv = SequenceKV(SPEC)
+    rows = dict[Sequence, list[int]]()
+    while step := scheduler.next_step():
+        assert sum(w.num_tokens for w in step if w.seq.is_scoring) <= 40
+        for work in step:
+            assert work.seq.kv is not None
+            rows.setdefault(work.seq, []).append(work.num_tokens)
+            work.seq.kv.length += work.num_tokens
+            work.seq.in_flight += work.samples
+        if all(seq.in_flight for seq in seqs):
+            break
+    assert [sum(rows[seq]) for seq in seqs] >= [100, 30, 300]
+    assert rows[seqs[2]][0] == 216  # what is left of the first step
+
+
+def test_who_is_scored_waits_for_nobody_and_others_may_wait_for_it() -> None:
+    scheduler = Scheduler(256, 8)
+    first, again, other = scoring(500), scoring(500), sequence(500)
+    scheduler.add(first)
+    assert scheduler.admit(nothing, room) is first
+    first.move(State.RUNNING)
+    first.kv = SequenceKV(SPEC)
+    scheduler.add(again)
+    scheduler.add(other)
+    assert scheduler.admit(nothing, room) is again
+    assert scheduler.admit(nothing, room) is None and other.awaits is not None
+    assert again.matchable == [5]
+    again.num_scored = 300
+    assert len(again.matchable) == 300
+    again.num_scored = 500
+    assert again.matchable == again.tokens
+
+
+def test_one_whose_beginning_is_being_restored_is_waited_for_as_well() -> None:
+    scheduler = Scheduler(256, 8)
+    first, same = sequence(500), sequence(500)
+    scheduler.add(first)
+    scheduler.add(same)
+    assert scheduler.admit(nothing, room) is first
+    first.move(State.RESTORING)
+    assert scheduler.admit(nothing, room) is None and same.awaits == (first, 499)
+    first.move(State.RUNNING)
+    first.kv = SequenceKV(SPEC)
+    assert scheduler.admit(nothing, room) is None
+    first.kv.length = 499
+    assert scheduler.admit(lambda _seq: 499, room) is same

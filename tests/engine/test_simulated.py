@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -196,6 +197,7 @@ asked = st.builds(
 )
 
 
+@pytest.mark.requirement("B-21", "F-21")
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(asked, min_size=1, max_size=14),

@@ -123,6 +123,7 @@ STORIES: list[tuple[str, Before, Callable[[Story], None]]] = [
 ]
 
 
+@pytest.mark.requirement("F-02")
 @pytest.mark.parametrize("extent", EXTENTS)
 @pytest.mark.parametrize(
     ("name", "before", "what"), STORIES, ids=[name.replace(" ", "-") for name, *_ in STORIES]

@@ -86,6 +86,7 @@ def make_room(story: Story) -> None:
 STORIES = [make_room, remove, remove_one_of_two, fork_and_rewind]
 
 
+@pytest.mark.requirement("F-02", "S-24")
 @pytest.mark.parametrize("extent", EXTENTS)
 @pytest.mark.parametrize("what", STORIES, ids=lambda what: what.__name__)
 def test_the_power_goes(

@@ -35,6 +35,7 @@ def fast(fast_folder: Path, spec: KVSpec, payload_of: PayloadOf) -> Opener:
     return Opener(fast_folder / "state", spec, payload_of)
 
 
+@pytest.mark.requirement("F-05")
 @sized(short=200, full=10_000)
 def test_damaged_block_files(num_cases: int, fast: Opener, suite: NewSuite) -> None:
     """Read where the index knows the file; then again as a file that a start has found."""
@@ -142,6 +143,7 @@ class Switch:
             self.change(self.whole, self.other)
 
 
+@pytest.mark.requirement("F-06")
 @sized(short=27, full=200)
 def test_switched_while_it_is_read(num_cases: int, fast: Opener, suite: NewSuite) -> None:
     rng, spec = Random(SEED), fast.spec
@@ -184,6 +186,7 @@ def indexed(fast: Opener) -> tuple[Opener, Tree, list[Block]]:
     return fast, tree, [*blocks, *others]
 
 
+@pytest.mark.requirement("F-07")
 @sized(short=60, full=1000)
 def test_damaged_index(
     num_cases: int, indexed: tuple[Opener, Tree, list[Block]], suite: NewSuite

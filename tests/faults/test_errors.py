@@ -196,6 +196,7 @@ def one_error_each(stage: Stage, part: Part) -> Iterator[Failing]:
         yield Failing(number, ERRORS[number % len(ERRORS)], for_ever)
 
 
+@pytest.mark.requirement("F-03")
 @pytest.mark.parametrize(
     "most",
     [
@@ -224,6 +225,7 @@ def test_an_operation_fails(
                 tried(stage, part, fault)
 
 
+@pytest.mark.requirement("F-03")
 @pytest.mark.parametrize("most_written", [1, 1000, 4096])
 def test_short_writes_are_gone_on_with(most_written: int, stage: Stage, suite: NewSuite) -> None:
     never = Failing(0, 0, False)

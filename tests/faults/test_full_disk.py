@@ -31,6 +31,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.check_call(["umount", "--lazy", str(folder)])
 
 
+@pytest.mark.requirement("F-04")
 @sized(short=2, full=20)
 def test_a_full_disk(
     num_cases: int, small_disk: Path, spec: KVSpec, payload_of: PayloadOf, suite: NewSuite

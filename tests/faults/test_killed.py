@@ -9,6 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from agent_memory.block import BlockHash
 from agent_memory.store.state_dir import StateDir
 from tests.faults.chains import remembers
@@ -77,6 +79,7 @@ def check(opener: Opener, oracle: Oracle) -> None:
     opener.close()
 
 
+@pytest.mark.requirement("F-01", "L-40")
 @sized(short=6, full=500)
 def test_killed_while_saving(num_cases: int, tmp_path: Path, suite: NewSuite) -> None:
     rng, num_blocks = Random(SEED), 0
@@ -96,6 +99,7 @@ def test_killed_while_saving(num_cases: int, tmp_path: Path, suite: NewSuite) ->
         assert num_blocks + len(oracle.present) > num_cases  # they were not killed too early
 
 
+@pytest.mark.requirement("F-18")
 @sized(short=3, full=50)
 def test_a_killed_holder_of_the_lock(num_cases: int, tmp_path: Path, suite: NewSuite) -> None:
     with suite("F18 lock holder killed", num_cases, None) as cases:

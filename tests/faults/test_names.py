@@ -79,6 +79,7 @@ def names_of(text: str) -> Iterator[str]:
         yield found
 
 
+@pytest.mark.requirement("B-18", "F-16", "S-20")
 def test_names_are_names_and_two_texts_are_two(suite: NewSuite) -> None:
     seen: dict[str, str] = {}
     with suite("F16 agent ids", len(STRANGE), None) as cases:
@@ -96,12 +97,14 @@ def two_texts_are_two(first: str, second: str) -> None:
     assert (names[0] == names[1]) == (first == second)
 
 
+@pytest.mark.requirement("F-16")
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(TEXT, TEXT)
 def test_any_two_texts(first: str, second: str) -> None:
     two_texts_are_two(first, second)
 
 
+@pytest.mark.requirement("F-16")
 @pytest.mark.slow
 def test_many_pairs_of_texts(suite: NewSuite) -> None:
     with suite("F16 agent ids, any", 5000, None) as cases:
@@ -116,6 +119,7 @@ def test_many_pairs_of_texts(suite: NewSuite) -> None:
         pairs()
 
 
+@pytest.mark.requirement("F-16", "S-20")
 def test_each_name_has_its_own_memory(opener: Opener) -> None:
     names = sorted({name for text in STRANGE for name in names_of(text)})
     store, root = opener.open(), opener.spec.fingerprint
@@ -163,6 +167,7 @@ OTHER_SPECS = {
 }
 
 
+@pytest.mark.requirement("B-17", "F-23", "L-41")
 @sized(short=1, full=20)
 def test_another_model_hits_nothing(num_cases: int, opener: Opener, suite: NewSuite) -> None:
     """`num_cases` prompts for each field."""
@@ -207,6 +212,7 @@ def add_a_shard(path: Path) -> None:
     shutil.copyfile(path, path.with_name("model-2.safetensors"))
 
 
+@pytest.mark.requirement("F-23", "L-41")
 @pytest.mark.parametrize(
     ("file", "change"),
     [

@@ -3,6 +3,7 @@
 from itertools import takewhile
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -139,7 +140,7 @@ class PoolWalk(RuleBasedStateMachine):
         assert self.pool.num_bytes == sum(PAYLOADS[b].nbytes for b in self.held) <= BUDGET
 
 
-TestPoolWalk = PoolWalk.TestCase
+TestPoolWalk = pytest.mark.requirement("B-21")(PoolWalk.TestCase)
 TestPoolWalk.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 

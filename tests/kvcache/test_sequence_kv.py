@@ -52,6 +52,7 @@ def test_payload_of_a_and_b_is_their_payloads_concatenated(spec: KVSpec) -> None
     np.testing.assert_array_equal(together(spec, pieces), kv.copy_out(0, 29))
 
 
+@pytest.mark.requirement("B-17")
 def test_restored_is_byte_for_byte_what_was_computed(spec: KVSpec) -> None:
     """Out of blocks, the last of which only partly fits, into a run; then on in a tail."""
     first = SequenceKV(spec)
@@ -88,6 +89,21 @@ def test_sequences_share_a_run_and_never_write_to_it(spec: KVSpec) -> None:
         assert sharer.parts(0)[0] is run.parts[0]
         np.testing.assert_array_equal(sharer.copy_out(0, 8), before)
     assert not np.array_equal(one.copy_out(8, 11), other.copy_out(8, 11))
+
+
+def test_a_short_run_is_copied_to_the_tail(spec: KVSpec) -> None:
+    kv = SequenceKV(spec)
+    append(kv, 12, seed=6)
+    run = run_of(spec, [(0, 8, 8, kv.copy_out(0, 8))], 8)
+    copied = SequenceKV(spec, run, reserve=20, copied=True)
+    assert copied.length == 8 and copied.run is None
+    copied.check()
+    append(copied, 5, seed=7)
+    for layer in copied.tails:
+        assert len(copied.parts(layer)) == 1
+    np.testing.assert_array_equal(copied.copy_out(0, 8), kv.copy_out(0, 8))
+    again = SequenceKV(spec, run)  # the run is as it was
+    np.testing.assert_array_equal(again.copy_out(0, 8), kv.copy_out(0, 8))
 
 
 def test_a_payload_is_a_copy(spec: KVSpec) -> None:

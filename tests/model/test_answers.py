@@ -75,6 +75,7 @@ def read(pieces: Iterable[str], by: AnswerReader) -> list[object]:
     return told
 
 
+@pytest.mark.requirement("B-07")
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,22 @@ from tokenizers import Tokenizer
 
 from agent_memory import builtin
 from agent_memory.errors import BadRequest
+from agent_memory.model import forms
+from agent_memory.model.forms import ANY_OBJECT, Form
 from agent_memory.model.grammar import (
     MAX_GRAMMAR_BYTES,
     Constraint,
     Grammars,
-    any_json_object,
-    json_schema,
-    lark,
 )
+
+
+def json_schema(schema: dict[str, Any]) -> str:
+    return forms.grammar(Form(schema, strict=True), (), several=False, after_thought=False)
+
+
+def any_json_object() -> str:
+    return json_schema(ANY_OBJECT)
+
 
 BACKEND = Tokenizer.from_file(str(builtin.PATH / "tokenizer.json"))
 VOCAB = BACKEND.get_vocab_size()
@@ -60,8 +69,8 @@ def written(constraint: Constraint, seed: int, most: int = 300) -> tuple[list[in
     ("text", "fits"),
     [
         ('{"name": "ann", "age": 41}', True),
-        ('{"name":"ann","age":41}', True),
-        ('{\n  "name": "ann",\n  "age": -3\n}', True),
+        ('{"name":"ann","age":41}', False),
+        ('{\n  "name": "ann",\n  "age": -3\n}', False),
         ('{"name": "ann", "age": "41"}', False),
         ('{"age": 41}', False),
         ('{"name": "much too long", "age": 41}', False),
@@ -88,7 +97,7 @@ def test_random_allowed_tokens_make_json_of_the_schema() -> None:
 
 
 def test_every_end_of_turn_may_come_where_the_grammar_lets_it_end() -> None:
-    constraint = GRAMMARS.constraint(lark("start: /[0-9]+/"))
+    constraint = GRAMMARS.constraint("start: /[0-9]+/")
     assert not constraint.mask()[list(ENDS)].any()
     assert follow(constraint, "12")
     assert constraint.mask()[list(ENDS)].all() and not constraint.is_over
@@ -96,7 +105,7 @@ def test_every_end_of_turn_may_come_where_the_grammar_lets_it_end() -> None:
 
 
 def test_a_copy_goes_its_own_way() -> None:
-    constraint = GRAMMARS.constraint(lark('start: "one" | "two"'))
+    constraint = GRAMMARS.constraint('start: "one" | "two"')
     copy = constraint.copy()
     assert follow(copy, "two") and copy.is_over
     assert not constraint.is_over and follow(constraint, "one")
@@ -113,11 +122,12 @@ def test_the_mask_is_as_wide_as_logits_are(width: int) -> None:
     )
 
 
+@pytest.mark.requirement("S-14")
 @pytest.mark.parametrize(
     ("grammar", "why"),
     [
         ("nonsense", "nonsense"),
-        (lark("start: foo"), "foo"),
+        ("start: foo", "foo"),
         (json_schema({"type": "frob"}), "frob"),
         (json_schema({"not": {}}), "not"),
         (json_schema({"type": "string", "minLength": 5, "maxLength": 2}), "minLength"),
@@ -134,19 +144,6 @@ def test_what_cannot_be_followed_is_refused_with_the_reason(grammar: str, why: s
     assert refused.value.code == "invalid_grammar" and refused.value.status == 400
 
 
-def test_what_is_no_json_is_refused() -> None:
-    deep: dict[str, object] = {}
-    for _ in range(100_000):
-        deep = {"items": deep}
-    for schema in ({"const": float("nan")}, {"const": {1}}, deep):
-        with pytest.raises(BadRequest):
-            json_schema(schema)
-    while deep:  # else Python frees it by recursion
-        inner = deep["items"]
-        assert isinstance(inner, dict)
-        deep = inner
-
-
 def chain(link: str) -> str:
     """As many definitions as there is room for, each of which refers to the next."""
     links, size = list[str](), 100
@@ -158,23 +155,23 @@ def chain(link: str) -> str:
 
 HOSTILE = {
     "deep": json_schema(json.loads('{"items":' * 100 + "{}" + "}" * 100)),
-    "deeper": lark("start: " + "(" * 30_000 + '"a"' + ")" * 30_000),
+    "deeper": "start: " + "(" * 30_000 + '"a"' + ")" * 30_000,
     "long chain": chain('"HERE":{"$ref":"#/$defs/NEXT"}'),
     "branching chain": chain('"HERE":{"anyOf":[{"$ref":"#/$defs/NEXT"},{"type":"null"}]}'),
-    "rules": lark("start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(4000)) + 'r4000: "a"'),
-    "many words": lark("start: " + " | ".join(f'"w{i}"' for i in range(6000))),
-    "huge regex": lark("start: /" + "a?" * 30_000 + "/"),
+    "rules": "start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(4000)) + 'r4000: "a"',
+    "many words": "start: " + " | ".join(f'"w{i}"' for i in range(6000)),
+    "huge regex": "start: /" + "a?" * 30_000 + "/",
     "large regex": json_schema({"type": "string", "pattern": "^" + "a?" * 4000 + "$"}),
     "many states": json_schema({"type": "string", "pattern": "^(a|b)*a(a|b){400}$"}),
-    "counted": lark('start: "a"{1000000}'),
-    "doubling": lark(
-        "start: A0\n" + "".join(f"A{i}: A{i + 1} A{i + 1}\n" for i in range(25)) + "A25: /a?/"
-    ),
+    "counted": 'start: "a"{1000000}',
+    "doubling": "start: A0\n"
+    + "".join(f"A{i}: A{i + 1} A{i + 1}\n" for i in range(25))
+    + "A25: /a?/",
     "long": json_schema({"type": "string", "minLength": 10**9}),
     "many items": json_schema({"type": "array", "minItems": 10**9, "items": {"type": "integer"}}),
     "endless": json_schema({"properties": {"a": {"$ref": "#"}}, "required": ["a"]}),
-    "ambiguous": lark('start: a\na: a a | "x" | "xx" | ""'),
-    "empty": lark('start: ""'),
+    "ambiguous": 'start: a\na: a a | "x" | "xx" | ""',
+    "empty": 'start: ""',
     "many properties": json_schema({"required": [f"p{i}" for i in range(6000)]}),
     "choices": json_schema(
         {"allOf": [{"anyOf": [{"required": [f"p{i}{j}"]} for j in range(4)]} for i in range(12)]}
@@ -182,6 +179,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.requirement("S-14")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_grammars_take_bounded_time_and_end_nothing(name: str) -> None:
     """Compiled in one thread as a worker does it, followed in another with a small stack."""

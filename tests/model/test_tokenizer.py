@@ -86,6 +86,17 @@ def test_a_conversation_becomes_its_template_and_ends_where_the_answer_begins() 
     )
 
 
+def test_an_answer_goes_on_with_what_the_assistant_has_begun_to_say() -> None:
+    asked = [{"role": "user", "content": "Hello"}]
+    begun = Conversation([*asked, {"role": "assistant", "content": "Hi"}], goes_on=True)
+    assert chat().render(begun) == chat().render(Conversation(asked)) + "Hi"
+    ended = chat().render(begun, add_generation_prompt=False)
+    assert ended == chat().render(begun) + "<|im_end|>\n"
+    assert chat().stable_tokens(begun, chat().encode_chat(begun)) == len(chat().encode_chat(begun))
+    with pytest.raises(BadRequest, match="go on"):
+        chat().render(Conversation([{"role": "assistant"}], goes_on=True))
+
+
 def test_half_a_surrogate_pair_is_the_callers_fault() -> None:
     with pytest.raises(BadRequest, match="surrogate"):
         chat().encode_chat(Conversation([{"role": "user", "content": "\ud83d"}]))
@@ -94,45 +105,46 @@ def test_half_a_surrogate_pair_is_the_callers_fault() -> None:
 # ── stop strings ─────────────────────────────────────────────────────────────────────────────
 
 
-def stopped(stops: list[str], pieces: list[str]) -> tuple[list[str], bool]:
-    """(what came out with each piece and at the end, whether a stop string was hit)."""
+def stopped(stops: list[str], pieces: list[str]) -> tuple[list[str], str | None]:
+    """(what came out with each piece and at the end, the stop string that was hit)."""
     matcher, out = StopMatcher(stops), []
     for piece in pieces:
         out.append(matcher.add(piece))
         if matcher.hit:
-            return out, True
-    return [*out, matcher.rest()], False
+            return out, matcher.hit
+    return [*out, matcher.rest()], None
 
 
 @pytest.mark.parametrize(
     ("stops", "pieces", "out", "hit"),
     [
-        ([], ["ab", "c"], ["ab", "c", ""], False),
-        (["x"], ["ab", "c"], ["ab", "c", ""], False),
-        (["b"], ["abc"], ["a"], True),
-        (["b"], ["a", "b", "c"], ["a", ""], True),
-        (["END"], ["the E", "N", "D."], ["the ", "", ""], True),
-        (["END"], ["the E", "N", "d."], ["the ", "", "ENd.", ""], False),
-        (["END"], ["an EN"], ["an ", "EN"], False),
-        (["aab"], ["aa", "a", "b"], ["", "a", ""], True),
-        (["\n\n"], ["one\n", "two\n", "\n"], ["one", "\ntwo", ""], True),
-        (["bc", "abcd"], ["abcd"], ["a"], True),  # the one complete first
-        (["bc", "abc"], ["abc"], [""], True),  # of those complete together the longest
-        (["é"], ["caf", "é"], ["caf", ""], True),
-        (["ab", "abc"], ["a", "b", "c"], ["", ""], True),
+        ([], ["ab", "c"], ["ab", "c", ""], None),
+        (["x"], ["ab", "c"], ["ab", "c", ""], None),
+        (["b"], ["abc"], ["a"], "b"),
+        (["b"], ["a", "b", "c"], ["a", ""], "b"),
+        (["END"], ["the E", "N", "D."], ["the ", "", ""], "END"),
+        (["END"], ["the E", "N", "d."], ["the ", "", "ENd.", ""], None),
+        (["END"], ["an EN"], ["an ", "EN"], None),
+        (["aab"], ["aa", "a", "b"], ["", "a", ""], "aab"),
+        (["\n\n"], ["one\n", "two\n", "\n"], ["one", "\ntwo", ""], "\n\n"),
+        (["bc", "abcd"], ["abcd"], ["a"], "bc"),  # the one complete first
+        (["bc", "abc"], ["abc"], [""], "abc"),  # of those complete together the longest
+        (["é"], ["caf", "é"], ["caf", ""], "é"),
+        (["ab", "abc"], ["a", "b", "c"], ["", ""], "ab"),
     ],
 )
-def test_stop_strings(stops: list[str], pieces: list[str], out: list[str], hit: bool) -> None:
+def test_stop_strings(stops: list[str], pieces: list[str], out: list[str], hit: str | None) -> None:
     assert stopped(stops, pieces) == (out, hit)
 
 
-def reference(stops: list[str], text: str) -> tuple[str, bool]:
+def reference(stops: list[str], text: str) -> tuple[str, str | None]:
     """Character by character: the first moment that any stop string is complete."""
     for end in range(1, len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:
-            return text[: end - max(map(len, complete))], True
-    return text, False
+            longest = max(complete, key=len)
+            return text[: end - len(longest)], longest
+    return text, None
 
 
 @given(

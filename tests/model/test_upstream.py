@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import numpy as np
@@ -23,6 +24,7 @@ def parameters(function: Callable[..., object]) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
+@pytest.mark.requirement("L-12")
 def test_attention_is_called_through_one_name_with_these_parameters() -> None:
     expected = ["queries", "keys", "values", "cache", "scale", "mask", "sinks"]
     assert parameters(getattr(base, ATTENTION)) == expected
@@ -163,3 +165,20 @@ def test_the_head_follows_the_trunk() -> None:
     model = tiny.build("llama")
     assert model["model"](mx.array([[1, 2, 3]])).shape == (1, 3, 128)
     assert model(mx.array([[1, 2, 3]])).shape == (1, 3, tiny.VOCAB)
+
+
+@pytest.mark.requirement("L-19")
+def test_what_one_thread_has_not_computed_another_cannot() -> None:
+    """So a call of MLX in the wrong thread is an error, which every test of ours would see."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: mx.ones(3) + 1).result()
+        with pytest.raises(RuntimeError, match="no Stream"):
+            mx.eval(waiting)
+        done = pool.submit(_computed).result()
+    assert np.array(done).tolist() == [2, 2, 2]
+
+
+def _computed() -> mx.array:
+    array = mx.ones(3) + 1
+    mx.eval(array)
+    return array

@@ -41,6 +41,7 @@ def demo(temp: Path, *flags: str, **more: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.requirement("B-12", "B-16")
 def test_in_json_every_figure_shows_memory_at_work(tmp_path: Path) -> None:
     done = demo(tmp_path, "--json")
     assert done.returncode == 0, done.stderr

@@ -81,6 +81,7 @@ def test_looking_beside_a_running_server(server: Server) -> None:
     assert "ann" in people and "of no agent" in people
 
 
+@pytest.mark.requirement("L-42")
 @pytest.mark.parametrize("args", [("gc",), ("rebuild",), ("wipe", "--yes"), ("verify", "--fix")])
 def test_who_is_at_work_is_named(server: Server, args: tuple[str, ...]) -> None:
     done = store(server.state_dir, *args)
@@ -88,6 +89,7 @@ def test_who_is_at_work_is_named(server: Server, args: tuple[str, ...]) -> None:
     assert server.get("/v1/agents/ann").is_success
 
 
+@pytest.mark.requirement("L-42")
 def test_bad_files_are_found_and_taken_out(left: Path) -> None:
     first, second, third, *_ = block_files(left)
     raw = bytearray(first.read_bytes())
@@ -105,6 +107,7 @@ def test_bad_files_are_found_and_taken_out(left: Path) -> None:
     assert told(left, "ls")["quarantine"]["count"] == 2
 
 
+@pytest.mark.requirement("L-42")
 def test_collecting_keeps_what_agents_have_in_mind(left: Path) -> None:
     before = told(left, "ls")
     (left / "quarantine" / "odd").write_bytes(b"123")
@@ -121,6 +124,7 @@ def test_collecting_keeps_what_agents_have_in_mind(left: Path) -> None:
     assert told(left, "verify")["good"] == after["blocks"]
 
 
+@pytest.mark.requirement("L-42")
 @pytest.mark.parametrize("damage", ["none", "index", "gone"])
 def test_an_index_made_anew(left: Path, damage: str) -> None:
     before = told(left, "ls")
@@ -147,6 +151,7 @@ def test_wiping_asks_first_and_leaves_nothing(left: Path) -> None:
     assert store(left, "ls").returncode == 73
 
 
+@pytest.mark.requirement("L-42")
 def test_wiping_one_agent(left: Path) -> None:
     before = told(left, "ls")
     (ann,) = [agent for agent in before["agents"] if agent["id"] == "ann"]

@@ -111,6 +111,7 @@ def test_an_agent_is_pinned_and_unpinned(server: Server) -> None:
     assert not post(server, "/pin/unpin").json()["pinned"]
 
 
+@pytest.mark.requirement("B-15", "B-31", "S-24")
 def test_an_agent_that_is_deleted_leaves_nothing_that_was_its_alone(server: Server) -> None:
     talk(server, "gone", OTHER, "Hello!")
     kept = post(server, "/gone/fork", {"name": "kept"}).json()
@@ -133,6 +134,7 @@ def test_an_agent_that_is_deleted_leaves_nothing_that_was_its_alone(server: Serv
     assert again["prompt_tokens_details"]["cached_tokens"] < 20  # what all have in common
 
 
+@pytest.mark.requirement("S-24")
 def test_no_byte_of_a_deleted_agent_stays_on_disk(server: Server) -> None:
     talk(server, "somebody-with-a-secret", OTHER[::-1], "Hello!")
     own, before = files(server), on_disk(server)
@@ -163,6 +165,7 @@ def test_an_agent_is_warmed(server: Server) -> None:
     assert warmed.json()["tiers"] == {"memory": shown["tokens"], "disk": shown["tokens"]}
 
 
+@pytest.mark.requirement("B-15")
 @pytest.mark.parametrize("verb", ["fork", "rewind", "pin", "unpin", "warm", "export"])
 def test_verbs_need_an_agent_that_is_known(server: Server, verb: str) -> None:
     body = {"fork": {"name": "x"}, "rewind": {"tokens": 1}}.get(verb)
@@ -202,6 +205,7 @@ def test_a_head_that_is_not_there(server: Server) -> None:
         assert code(answer) == (404, "head_not_found")
 
 
+@pytest.mark.requirement("B-18")
 def test_names_that_look_like_paths(server: Server) -> None:
     talk(server, "import", "Hello!")
     assert call(server, "GET", "/import").json()["id"] == "import"
@@ -234,6 +238,7 @@ def test_an_agent_that_is_being_answered_is_not_deleted(server: Server) -> None:
     assert call(server, "DELETE", "/busy").status_code == 204
 
 
+@pytest.mark.requirement("S-02")
 def test_a_page_from_elsewhere_can_do_nothing(server: Server) -> None:
     talk(server, "safe", "Hello!")
     for method, path in (("DELETE", "/safe"), ("POST", "/safe/pin"), ("POST", "/import")):

@@ -27,6 +27,7 @@ def test_every_json_object_is_itself(value: dict[str, object]) -> None:
     assert parse(json.dumps(value).encode()) == value
 
 
+@pytest.mark.requirement("S-10")
 @given(st.binary())
 def test_any_bytes_are_an_object_or_a_bad_request(raw: bytes) -> None:
     try:
@@ -35,6 +36,7 @@ def test_any_bytes_are_an_object_or_a_bad_request(raw: bytes) -> None:
         assert error.code == "invalid_json"
 
 
+@pytest.mark.requirement("S-10")
 @pytest.mark.parametrize(
     "raw",
     [

@@ -116,6 +116,7 @@ def test_one_stop_may_be_bare() -> None:
     assert parse_chat(chat(stop="END")).ask.stop == ("END",)
 
 
+@pytest.mark.requirement("B-02", "S-10", "S-12")
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -216,6 +217,7 @@ def test_roles_and_parts() -> None:
     ]
 
 
+@pytest.mark.requirement("B-02", "S-15")
 @pytest.mark.parametrize(
     ("message", "place"),
     [
@@ -243,6 +245,7 @@ def test_a_bad_message_is_named_by_its_place(message: object, place: str) -> Non
     assert caught.value.param == f"messages[1]{place}"
 
 
+@pytest.mark.requirement("B-07")
 def test_a_tool_loop_is_what_templates_are_written_for() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     odd = {"id": "c2", "type": "function", "function": {"name": "add", "arguments": "{a"}}
@@ -347,6 +350,7 @@ def test_a_bad_form_is_named_by_its_place(asked: dict[str, Any], place: str) -> 
     assert caught.value.param == f"response_format.{place}"
 
 
+@pytest.mark.requirement("S-12")
 @pytest.mark.parametrize("word", ask.OWN_WORDS)
 def test_templates_hear_of_some_things_from_the_server_only(word: str) -> None:
     with pytest.raises(BadRequest) as caught:

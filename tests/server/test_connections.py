@@ -36,6 +36,7 @@ def is_idle(server: Server) -> bool:
     return server.metric("running") == 0 and server.metric("waiting") == 0
 
 
+@pytest.mark.requirement("B-25")
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_ends_its_answer(server: Server, stream: bool) -> None:
     name = f"gone-{stream}"
@@ -54,6 +55,7 @@ def test_a_client_that_goes_ends_its_answer(server: Server, stream: bool) -> Non
     assert prompt["prompt_tokens_details"]["cached_tokens"] == prompt["prompt_tokens"] - 1
 
 
+@pytest.mark.requirement("B-25")
 def test_half_a_goodbye_is_a_goodbye(server: Server) -> None:
     with server.connect() as client:
         client.sendall(raw_post(chat(ENDLESS, stream=True)))
@@ -93,6 +95,7 @@ def test_a_slow_reader_is_not_cut(tmp_path: Path) -> None:
         assert server.metric("connections_cut") == 0
 
 
+@pytest.mark.requirement("F-14", "S-10")
 def test_a_body_too_large(server: Server) -> None:
     with server.connect() as client:
         client.sendall(post_head(MAX_BODY_BYTES + 1) + b" " * (MAX_BODY_BYTES + 1))
@@ -102,6 +105,7 @@ def test_a_body_too_large(server: Server) -> None:
         assert status(read_until(client, b"}}")) == 200
 
 
+@pytest.mark.requirement("F-14", "S-10")
 def test_a_body_beyond_measure(server: Server) -> None:
     """Twenty that lie at once: each is answered and closed, and nothing of it stays."""
     clients = [server.connect() for _ in range(20)]
@@ -121,6 +125,7 @@ def test_a_body_beyond_measure(server: Server) -> None:
     assert server.ask("Hello").status_code == 200
 
 
+@pytest.mark.requirement("F-14")
 def test_a_refusal_of_a_body_in_many_pieces_leaves_the_connection_usable(server: Server) -> None:
     """More pieces than Hypercorn's queue holds."""
     with server.connect() as client:
@@ -134,6 +139,7 @@ def test_a_refusal_of_a_body_in_many_pieces_leaves_the_connection_usable(server:
         assert status(read_until(client, b"}}")) == 200
 
 
+@pytest.mark.requirement("S-17")
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
@@ -152,6 +158,7 @@ def test_odd_requests(server: Server, request_: bytes, expected: int) -> None:
         assert status(read_all(client)) == expected
 
 
+@pytest.mark.requirement("S-17")
 def test_http_2_is_not_spoken(server: Server) -> None:
     speech = h2.connection.H2Connection()
     speech.initiate_connection()
@@ -166,6 +173,7 @@ def test_http_2_is_not_spoken(server: Server) -> None:
     assert (b":status", b"505") in answer.headers
 
 
+@pytest.mark.requirement("S-17")
 def test_no_web_sockets(server: Server) -> None:
     with server.connect() as client:
         client.sendall(
@@ -176,6 +184,7 @@ def test_no_web_sockets(server: Server) -> None:
         assert status(client.recv(65536)) == 403
 
 
+@pytest.mark.requirement("L-14")
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -183,6 +192,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
             listen("127.0.0.1", port)
 
 
+@pytest.mark.requirement("L-12")
 def test_connections_are_tracked_by_a_class_that_hypercorn_uses() -> None:
     used = vars(hypercorn.asyncio.run)
     before = used["TCPServer"]
@@ -191,3 +201,17 @@ def test_connections_are_tracked_by_a_class_that_hypercorn_uses() -> None:
         assert used["TCPServer"] is not before and issubclass(used["TCPServer"], TCPServer)
     finally:
         used["TCPServer"] = before
+
+
+@pytest.mark.requirement("F-14")
+def test_a_body_in_chunks_that_is_too_large(server: Server) -> None:
+    with server.connect() as client:
+        head = post_head(0, "Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"")
+        client.sendall(head)
+        for _ in range(9):
+            client.sendall(b"100000\r\n" + b" " * (1 << 20) + b"\r\n")
+        client.sendall(b"0\r\n\r\n")
+        answer = read_until(client, b"}}")
+        assert status(answer) == 413 and b"body_too_large" in answer
+        client.sendall(raw_post(chat("Hello")))
+        assert status(read_until(client, b"}}")) == 200

@@ -4,9 +4,18 @@ import re
 
 from agent_memory.block import Loss
 from agent_memory.engine.explain import Cause
-from agent_memory.server import app, chat, gate, identity
+from agent_memory.server import (
+    app,
+    chat,
+    gate,
+    identity,
+    response_items,
+    response_tools,
+    responses,
+)
+from agent_memory.server import response_store as store
 from agent_memory.server.explain import MEANING
-from agent_memory.server.shutdown import BUDGETS_S, HARD_DEADLINE_S
+from agent_memory.stages import BUDGETS_S, HARD_DEADLINE_S
 from tests.source import ROOT
 
 API = (ROOT / "docs/http-api.md").read_text("utf-8")
@@ -29,6 +38,17 @@ def test_every_refused_field_is_listed_with_what_is_accepted() -> None:
     table = API.split("### Refused")[1].split("###")[0]
     for name in chat.NOT_BUILT:
         assert f"`{name}`" in table
+
+
+def test_what_responses_take_refuse_and_keep_is_listed() -> None:
+    about = API.split("## POST /v1/responses\n")[1].split("\n## ")[0]
+    refused = about.split("### Refused by responses")[1].split("###")[0]
+    assert set(re.findall(r"`(\w+)`", refused)) >= set(responses.NOT_BUILT)
+    echoed = responses.parse({"input": "x"}, {}).echo
+    assert [name for name in echoed if f"`{name}" not in about] == []
+    assert all(f"`{kind}" in about for kind in (*response_items.NAMES, *response_tools.IGNORED))
+    kept = f"{store.MOST:,} responses are kept, {store.MOST_BYTES >> 30} GiB of them"
+    assert kept in about and f"{store.MOST_DAYS} days" in about
 
 
 def test_the_names_of_agents_come_in_this_order() -> None:

@@ -229,6 +229,7 @@ def test_what_was_refused_was_not_looked_for(server: Server) -> None:
     assert server.get("/v1/requests/refused-1/explain").status_code == 404
 
 
+@pytest.mark.requirement("S-27")
 def test_the_log_names_the_cause_and_no_text(server: Server) -> None:
     server.post(chat("tell me of zebras", max_tokens=4), **{"X-Request-ID": "logged-1"})
     (line,) = [e for e in server.events("request_done") if e["request_id"] == "logged-1"]

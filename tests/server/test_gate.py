@@ -41,11 +41,13 @@ NOT_OURS = [
 ]
 
 
+@pytest.mark.requirement("S-01")
 @pytest.mark.parametrize("host", OURS)
 def test_hosts_of_this_machine(host: str) -> None:
     check_host([host], "my-mac.local")
 
 
+@pytest.mark.requirement("S-01")
 @pytest.mark.parametrize("hosts", [[], ["localhost", "localhost"], *([host] for host in NOT_OURS)])
 def test_hosts_of_elsewhere(hosts: list[str]) -> None:
     with pytest.raises(Refused) as caught:
@@ -68,6 +70,7 @@ def test_no_origin_is_no_browser() -> None:
     check_origin(headers(sec_fetch_site="none"))
 
 
+@pytest.mark.requirement("S-02")
 @pytest.mark.parametrize(
     "origin", ["null", "", "localhost", "file://", "ftp://localhost", "http://", "http://evil.com"]
 )
@@ -77,6 +80,7 @@ def test_origins_of_elsewhere(origin: str) -> None:
     assert caught.value.status == 403
 
 
+@pytest.mark.requirement("S-02")
 def test_a_cross_site_request_without_origin() -> None:
     with pytest.raises(Refused):
         check_origin(headers(sec_fetch_site="cross-site"))
@@ -87,6 +91,7 @@ def test_json(value: str) -> None:
     check_json(headers(content_type=value))
 
 
+@pytest.mark.requirement("S-02")
 @pytest.mark.parametrize("value", ["", "text/plain", "application/jsonp", "multipart/form-data"])
 def test_not_json(value: str) -> None:
     with pytest.raises(Refused) as caught:
@@ -111,6 +116,7 @@ async def test_a_body_is_whole() -> None:
     assert await read_body(arriving(*[b"x" * (1 << 20)] * 8)) == b"x" * (8 << 20)
 
 
+@pytest.mark.requirement("S-10")
 async def test_a_body_too_large_is_read_to_its_end() -> None:
     receive = arriving(*[b"x" * (1 << 20)] * 8, b"x")
     with pytest.raises(Refused) as caught:
@@ -118,6 +124,7 @@ async def test_a_body_too_large_is_read_to_its_end() -> None:
     assert (caught.value.status, caught.value.close) == (413, False)
 
 
+@pytest.mark.requirement("S-10")
 async def test_a_body_beyond_measure_is_not() -> None:
     receive = arriving(*[b"x" * (1 << 20)] * 40)
     with pytest.raises(Refused) as caught:
@@ -126,6 +133,7 @@ async def test_a_body_beyond_measure_is_not() -> None:
     assert (await receive())["body"]
 
 
+@pytest.mark.requirement("S-10")
 async def test_a_body_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "BODY_S", 0.1)
     with pytest.raises(Refused) as caught:

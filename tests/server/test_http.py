@@ -3,6 +3,8 @@
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import pytest
@@ -12,12 +14,16 @@ from tests.process import CHAT, ENDLESS, Server, chat, content
 HELLO = "Hello there"
 
 
+@pytest.mark.requirement("B-01")
 def test_it_is_alive_and_ready(server: Server) -> None:
-    assert server.get("/healthz").json() == {"status": "ok", "phase": "ready"}
+    healthy = server.get("/healthz").json()
+    assert (healthy["status"], healthy["phase"]) == ("ok", "ready")
+    assert healthy["engine"]["resting"] and healthy["engine"]["last_turn_age_s"] >= 0
     ready = {"status": "ready", "model": "builtin", "models": {"builtin": {"status": "ready"}}}
     assert server.get("/readyz").json() == ready
 
 
+@pytest.mark.requirement("B-02", "L-09")
 def test_models(server: Server) -> None:
     listed = server.get("/v1/models").json()
     assert listed["object"] == "list"
@@ -38,10 +44,14 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, object]:
     return error
 
 
+@pytest.mark.requirement("B-03", "B-04")
 def test_an_answer_is_the_same_whole_and_streamed(server: Server) -> None:
     whole = server.ask(HELLO, agent="both").json()
     message, usage = whole["choices"][0]["message"], whole["usage"]
     assert whole["object"] == "chat.completion" and whole["model"] == "builtin"
+    assert re.fullmatch("chatcmpl-[0-9a-f]{32}", whole["id"])
+    assert abs(whole["created"] - time.time()) < 60
+    assert [choice["finish_reason"] for choice in whole["choices"]] == ["stop"]
     assert message["role"] == "assistant" and message["content"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
@@ -51,6 +61,7 @@ def test_an_answer_is_the_same_whole_and_streamed(server: Server) -> None:
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert content(events) == message["content"]
+    assert sum(bool(content([event])) for event in events) > 3
     assert chunks[-2]["choices"][0] == {
         "index": 0,
         "delta": {},
@@ -69,6 +80,7 @@ def test_usage_is_sent_only_when_asked_for(server: Server) -> None:
         assert not any("usage" in event for event in events)
 
 
+@pytest.mark.requirement("B-03", "B-07")
 def test_limits_and_stops(server: Server) -> None:
     short = server.ask(ENDLESS, max_completion_tokens=5).json()
     assert short["choices"][0]["finish_reason"] == "length"
@@ -86,6 +98,7 @@ def test_a_seed_repeats_an_answer(server: Server) -> None:
     assert first == second
 
 
+@pytest.mark.requirement("B-02")
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
@@ -106,11 +119,16 @@ def test_a_bad_field(
     assert (error["param"], error["code"]) == (param, code)
 
 
+@pytest.mark.requirement("L-09")
 def test_a_prompt_too_long(server: Server) -> None:
-    error = error_of(server.ask("word " * 9000, stream=True), 400)
-    assert error["code"] == "context_length_exceeded" and "8192" in str(error["message"])
+    for stream in (False, True):
+        error = error_of(server.ask("word " * 9000, stream=stream), 400)
+        assert error["code"] == "context_length_exceeded"
+        prompt, context = map(int, re.findall(r"\d+", str(error["message"])))
+        assert prompt > 9000 and context == 8192
 
 
+@pytest.mark.requirement("B-02")
 @pytest.mark.parametrize(
     "raw",
     [b"", b"{", b"[1]", b'{"messages": NaN}', b'{"user": "\\ud800"}', b"[" * 100_000, b"\xff\xfe"],
@@ -122,6 +140,7 @@ def test_a_body_that_is_no_json_changes_nothing(server: Server, raw: bytes) -> N
     assert server.get("/v1/agents").json() == before
 
 
+@pytest.mark.requirement("B-18", "S-01", "S-02")
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -137,27 +156,44 @@ def test_a_body_that_is_no_json_changes_nothing(server: Server, raw: bytes) -> N
     ids=str,
 )
 def test_headers_let_in_or_not(server: Server, headers: dict[str, str], status: int) -> None:
+    before = server.get("/v1/agents").json()
     answer = server.post(chat(HELLO, max_tokens=1), **headers)
     assert answer.status_code == status, answer.text
+    assert not [name for name in answer.headers if name.startswith("access-control")]
     if status != 200:
         error_of(answer, status)
+        assert server.get("/v1/agents").json() == before
 
 
+@pytest.mark.requirement("B-02", "S-02")
 def test_unknown_paths_and_methods(server: Server) -> None:
     assert error_of(server.get("/v1/nothing"), 404)["code"] == "not_found"
     assert error_of(server.get("/v1/agents/ann/"), 400)
     answer = server.get(CHAT)
     assert error_of(answer, 405)["code"] == "method_not_allowed"
     assert answer.headers["allow"] == "POST"
+    asked_before = httpx.options(server.url + CHAT, headers={"Origin": "http://localhost:3000"})
+    assert error_of(asked_before, 405) and "access-control-allow-origin" not in asked_before.headers
 
 
+@pytest.mark.requirement("B-08")
 def test_every_answer_has_a_request_id(server: Server) -> None:
     ours = [server.get("/healthz").headers["x-request-id"] for _ in range(2)]
     assert ours[0] != ours[1] and all(re.fullmatch("req-[0-9a-f]{32}", text) for text in ours)
     assert server.post(b"", X_Request_ID="mine-1").headers["x-request-id"] == "mine-1"
     assert server.post(b"", X_Request_ID="no spaces").headers["x-request-id"].startswith("req-")
+    for path, status, headers in (
+        ("/v1/nothing", 404, {}),
+        (CHAT, 405, {}),
+        ("/healthz", 421, {"Host": "evil.example"}),
+        ("/healthz", 403, {"Origin": "http://evil.example"}),
+    ):
+        refused = httpx.get(server.url + path, headers=headers)
+        assert refused.status_code == status
+        assert refused.headers["x-request-id"].startswith("req-")
 
 
+@pytest.mark.requirement("B-15")
 def test_what_agents_have_in_mind(server: Server) -> None:
     used = server.ask("Remember me", agent="ann").json()["usage"]["total_tokens"]
     server.wait_on_disk("ann", used)
@@ -174,6 +210,7 @@ def test_what_agents_have_in_mind(server: Server) -> None:
     assert abs(entry["last_used"] - time.time()) < 60
 
 
+@pytest.mark.requirement("B-15", "B-18")
 def test_agents_that_are_not_there(server: Server) -> None:
     assert error_of(server.get("/v1/agents/nobody"), 404)["code"] == "agent_not_found"
     for name in ("a%2Fb", "..%2F", "%20", "a" * 201):
@@ -187,6 +224,7 @@ def test_an_odd_session_has_a_name_all_the_same(server: Server) -> None:
     )
 
 
+@pytest.mark.requirement("B-08", "S-27")
 def test_a_request_leaves_one_line_and_no_prompt(server: Server) -> None:
     server.post(chat("my secret word"), X_Agent_ID="log", X_Request_ID="log-1")
     (line,) = [e for e in server.events("request_done") if e["request_id"] == "log-1"]
@@ -202,3 +240,60 @@ def test_a_priority_that_is_none_is_named(server: Server) -> None:
     assert error_of(server.ask(HELLO, priority=5), 400)["param"] == "priority"
     answer = server.post(chat(HELLO, priority="interactive"), X_Priority="background")
     assert answer.status_code == 200
+
+
+def is_known(server: Server, name: str) -> bool:
+    return server.get(f"/v1/agents/{name}").status_code == 200
+
+
+@pytest.mark.requirement("B-05")
+def test_a_name_comes_from_a_header_or_the_body_or_there_is_none(server: Server) -> None:
+    for headers, fields, name in (
+        ({"X-Agent-ID": "by-header"}, {"user": "not-this"}, "by-header"),
+        ({"X-Session-ID": "by-session"}, {}, "by-session"),
+        ({}, {"prompt_cache_key": "by-key"}, "by-key"),
+        ({}, {"user": "by-user"}, "by-user"),
+    ):
+        assert server.post(chat(HELLO, **fields), **headers).status_code == 200
+        server.wait_until(partial(is_known, server, name))
+    assert server.get("/v1/agents/not-this").status_code == 404
+    before = {agent["id"] for agent in server.get("/v1/agents").json()["data"]}
+    assert server.post(chat(HELLO)).status_code == 200
+    assert {agent["id"] for agent in server.get("/v1/agents").json()["data"]} == before
+
+
+@pytest.mark.requirement("B-11")
+def test_metrics_count_requests_times_and_bytes_and_not_themselves(server: Server) -> None:
+    def counted() -> list[float]:
+        names = (
+            'requests_total{reason="stop"}',
+            "time_to_first_token_seconds_count",
+            "generated_tokens_total",
+        )
+        return [server.metric(name) for name in names]
+
+    def all_requests() -> float:
+        lines = server.get("/metrics").text.splitlines()
+        name = "agent_memory_requests_total{"
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    before, all_before = counted(), all_requests()
+    usage = server.ask("Count me", agent="counted").json()["usage"]
+    server.wait_until(lambda: counted()[0] == before[0] + 1)
+    assert counted() == [before[0] + 1, before[1] + 1, before[2] + usage["completion_tokens"]]
+    server.wait_until(lambda: server.metric("pool_bytes") > 0)
+    assert all_requests() == all_requests() == all_before + 1
+
+
+@pytest.mark.requirement("L-17")
+def test_a_long_text_keeps_nobody_waiting(server: Server) -> None:
+    """4 MB of it, which is read while the event loop goes on."""
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.ask, "word " * 800_000)
+        waits = []
+        while not asked.done():
+            began = time.monotonic()
+            assert server.get("/healthz").status_code == 200
+            waits.append(time.monotonic() - began)
+        assert error_of(asked.result(), 400)["code"] == "context_length_exceeded"
+    assert len(waits) > 5 and max(waits) < 1

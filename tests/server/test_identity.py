@@ -32,6 +32,7 @@ def in_order() -> list[tuple[dict[str, str], dict[str, object]]]:
     ]
 
 
+@pytest.mark.requirement("B-05")
 def test_the_first_that_is_present_names_the_agent() -> None:
     headers: dict[str, str] = {}
     body: dict[str, object] = {}
@@ -57,6 +58,7 @@ def test_the_header_says_how_urgent_it_is_else_the_body_and_silence_is_interacti
         priority_of({"x-priority": "low"}, {"priority": "background"})
 
 
+@pytest.mark.requirement("B-05")
 def test_without_any_it_is_anonymous() -> None:
     assert agent_of({}, {}) is None
 

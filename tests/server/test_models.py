@@ -143,7 +143,7 @@ def test_after_a_restart_the_other_model_finds_its_agents(folders: Path, tmp_pat
         assert server.event("context_length_differs")["warning"] == default["warnings"][0]
 
 
-@pytest.mark.parametrize("moment", ["files", "room", "weights", "self_test"])
+@pytest.mark.parametrize("moment", ["files", "room", "weights", "self-test"])
 def test_a_stop_ends_a_load_at_once(folders: Path, tmp_path: Path, moment: str) -> None:
     models = ["--model", str(folders / "main"), "--model", str(folders / "deep")]
     with Server(tmp_path, *models) as server:

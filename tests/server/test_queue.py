@@ -29,6 +29,7 @@ def head_and_error(client: socket.socket) -> tuple[bytes, dict[str, str]]:
     return head, error
 
 
+@pytest.mark.requirement("B-01", "L-22")
 def test_a_full_queue_says_so_and_when_to_come_back(tmp_path: Path) -> None:
     with Server(tmp_path, "--max-requests", "2").wait_ready() as server:
         assert server.ask("Hello").status_code == 200
@@ -46,6 +47,7 @@ def test_a_full_queue_says_so_and_when_to_come_back(tmp_path: Path) -> None:
         clients[1].close()
 
 
+@pytest.mark.requirement("F-21")
 def test_what_can_never_fit_is_refused_with_the_numbers(tmp_path: Path) -> None:
     flags = ("--memory-bytes", "64M", "--pool-bytes", "64M", "--kv-bits", "none")
     with Server(tmp_path, *flags).wait_ready() as server:
@@ -77,6 +79,7 @@ def test_who_waits_when_the_server_ends_is_sent_away_at_once(tmp_path: Path) -> 
         assert drain["turned_away"] == 2 and drain["finished"] + drain["ended"] == 2
 
 
+@pytest.mark.requirement("L-06")
 @pytest.mark.slow
 def test_who_waits_hears_that_the_server_is_there(tmp_path: Path) -> None:
     with Server(tmp_path, *ROOM_FOR_TWO, "--step-tokens", "1").wait_ready() as server:

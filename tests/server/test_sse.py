@@ -65,6 +65,7 @@ def test_an_event_is_one_line_whatever_it_holds() -> None:
     assert json.loads(raw.removeprefix(b"data: "))["text"] == "a\nb\r\n\u2028é\N{GRINNING FACE}"
 
 
+@pytest.mark.requirement("L-06")
 async def test_silence_is_filled_with_comments() -> None:
     source = Source(2, pause_s=0.25)
     chunks = [chunk async for chunk in sse.with_keep_alives(source(), every_s=0.1)]
@@ -103,6 +104,7 @@ async def test_an_error_before_the_first_event_has_its_own_status() -> None:
     assert client.sent == []
 
 
+@pytest.mark.requirement("B-04", "S-16")
 @pytest.mark.parametrize(
     ("error", "code"), [(EngineFailed("broken"), "engine_error"), (KeyError("x"), "internal_error")]
 )
@@ -115,6 +117,24 @@ async def test_an_error_later_ends_the_stream_in_form(error: Exception, code: st
     assert json.loads(told)["error"]["code"] == code
     assert client.sent[-1]["more_body"] is False
     assert isinstance(error, RequestError) or b"KeyError" not in told
+
+
+async def test_an_api_has_its_own_events_signs_of_life_and_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.1)
+    client, ping = Client(), sse.named_event({"type": "ping"})
+    assert ping == b'event: ping\ndata: {"type":"ping"}\n\n'
+    stream = EventStream(
+        Source(1, pause_s=0.15, error=EngineFailed("broken"))(),
+        lambda error: {"type": "error", "message": error.message},
+        shaped=sse.named_event,
+        end=b"",
+        keep_alive=ping,
+    )
+    await client.call(stream)
+    told = b'event: error\ndata: {"type":"error","message":"broken"}\n\n'
+    assert client.body == ping + b"1" + told
 
 
 async def test_a_client_that_goes_cancels_its_answer() -> None:

@@ -42,6 +42,7 @@ async def test_a_client_that_goes_leaves_nothing(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.requirement("S-10")
 async def test_what_must_stay_free_stays_free(tmp_path: Path) -> None:
     asked: list[int] = []
 
@@ -66,8 +67,9 @@ async def test_silence_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert caught.value.status == 408
 
 
+@pytest.mark.requirement("S-02")
 @pytest.mark.parametrize("text", ["", "text/plain", "application/json", "multipart/form-data"])
 def test_types_a_form_could_send_are_refused(text: str) -> None:
     with pytest.raises(Refused):
-        check_type(Headers({"content-type": text}))
-    check_type(Headers({"content-type": "application/x-tar; charset=binary"}))
+        check_type(Headers({"content-type": text}), upload.PATH)
+    check_type(Headers({"content-type": "application/x-tar; charset=binary"}), upload.PATH)

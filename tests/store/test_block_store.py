@@ -350,6 +350,7 @@ def test_many_threads_at_once(opener: Opener, spec: KVSpec, payload_of: PayloadO
     assert all(opener.read(block) for block in many if store.find(block.hash))
 
 
+@pytest.mark.requirement("S-04")
 def test_the_directory_is_private_throughout(opener: Opener, blocks: list[Block]) -> None:
     opener.open()
     opener.put(*blocks)

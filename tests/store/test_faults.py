@@ -167,6 +167,7 @@ def folder_instead(path: Path) -> None:
     path.mkdir()
 
 
+@pytest.mark.requirement("B-17")
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -194,6 +195,7 @@ def test_a_file_gone_bad_is_a_miss_and_can_be_written_anew(
     assert all(opener.read(block) for block in blocks)
 
 
+@pytest.mark.requirement("S-20")
 def test_a_link_in_a_files_place_is_not_followed(opener: Opener, blocks: list[Block]) -> None:
     opener.open()
     opener.put(blocks[0])

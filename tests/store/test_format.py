@@ -145,6 +145,7 @@ def test_other_states_are_another_shape(spec: KVSpec) -> None:
     assert refusal(raw, file, other) == "fingerprint"
 
 
+@pytest.mark.requirement("B-17")
 @pytest.mark.parametrize("num_tokens", [1, 7, 100, BLOCK_TOKENS])
 def test_round_trip(spec: KVSpec, num_tokens: int) -> None:
     block = chain(spec.fingerprint, range(num_tokens))[0]
@@ -194,6 +195,7 @@ def test_read_by_mlx(tmp_path: Path, spec: KVSpec, block: Block, payload: Bytes)
         np.testing.assert_array_equal(np.array(found), slot.view(payload))
 
 
+@pytest.mark.requirement("B-17", "L-41")
 def test_refusals_name_what_differs(spec: KVSpec, block: Block, payload: Bytes) -> None:
     file, raw = file_of(block, payload, spec)
     other_model = replace(spec, model_digest="other")

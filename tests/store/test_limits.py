@@ -199,6 +199,7 @@ def test_over_the_daily_budget_nothing_is_written_until_tomorrow(
     assert opener.metric("blocks_written_total") == 1
 
 
+@pytest.mark.requirement("S-25")
 def test_what_is_not_used_for_days_goes_and_what_is_pinned_stays(
     opener: Opener, host: Host, spec: KVSpec
 ) -> None:

@@ -47,6 +47,7 @@ def test_a_fork_copies_nothing_and_outlives_what_it_was_made_from(
     assert all(opener.read(block) for block in blocks)
 
 
+@pytest.mark.requirement("S-24")
 def test_a_removed_agent_leaves_nothing_that_was_its_alone(
     opener: Opener, spec: KVSpec, blocks: list[Block]
 ) -> None:

@@ -124,6 +124,7 @@ def test_an_index_in_use_is_left_alone(opener: Opener, blocks: list[Block]) -> N
     assert head(opener) == tuple(blocks)
 
 
+@pytest.mark.requirement("B-17", "L-40")
 def test_unfinished_files_are_swept(opener: Opener, blocks: list[Block]) -> None:
     for n in range(3):
         (opener.path / "tmp" / f"{n}").write_bytes(b"half a block")
@@ -217,6 +218,7 @@ def test_names_that_are_not_ours_are_left_alone(opener: Opener, blocks: list[Blo
     assert all(path.read_bytes() == b"theirs" for path in strange)
 
 
+@pytest.mark.requirement("S-20")
 def test_a_planted_link_is_not_followed(opener: Opener, blocks: list[Block]) -> None:
     kept = opener.path / "kept"
     path = opener.file(blocks[0])
@@ -322,6 +324,7 @@ def told_by_a_killed_process(path: Path, seed: int, num_lines: int) -> dict[str,
     return told
 
 
+@pytest.mark.requirement("L-39")
 def test_kill_9_loses_nothing_that_was_told_to_be_on_disk(opener: Opener) -> None:
     rng = random.Random(2)
     for seed in range(4):

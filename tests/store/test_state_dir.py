@@ -26,6 +26,7 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
+@pytest.mark.requirement("S-04")
 def test_made_private_and_locked(tmp_path: Path) -> None:
     state = StateDir.open(tmp_path / "a" / "b")
     assert mode(state.path) == mode(state.run) == 0o700
@@ -34,6 +35,7 @@ def test_made_private_and_locked(tmp_path: Path) -> None:
     state.close()
 
 
+@pytest.mark.requirement("S-04")
 def test_permissions_are_taken_back(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o755)
     (tmp_path / "open").chmod(0o757)
@@ -51,6 +53,7 @@ def test_the_second_is_told_the_first_ones_pid(tmp_path: Path) -> None:
     StateDir.open(tmp_path).close()
 
 
+@pytest.mark.requirement("F-18")
 def test_a_killed_holder_holds_no_longer(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True
@@ -104,6 +107,7 @@ def test_a_folder_one_cannot_write(tmp_path: Path) -> None:
         StateDir.open(tmp_path / "shut" / "state")
 
 
+@pytest.mark.requirement("S-20")
 def test_a_planted_link_is_no_folder_of_ours(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to("/")
     with pytest.raises(StateDirError, match="run is a symbolic link"):

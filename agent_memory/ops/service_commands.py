@@ -1,0 +1,147 @@
+"""The command `service`: a server that the system starts at login and again when it fails.
+
+Main thread.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from agent_memory import config
+from agent_memory.config import Config
+from agent_memory.errors import RequestRefused, UsageError
+from agent_memory.ops.running import Running
+from agent_memory.ops.service import KINDS, Launchd, Step, Systemd
+
+STEP_S = 150.0
+"""Above all that systemctl waits for."""
+
+
+def main(args: argparse.Namespace) -> int:
+    """Raises StartError."""
+    settings = config.load(vars(args), os.environ, args.config)
+    kind = args.kind or ("launchd" if sys.platform == "darwin" else "systemd")
+    return Commands(KINDS[kind](Path.home()), settings, args).run()
+
+
+class Commands:
+    def __init__(self, kind: Launchd | Systemd, settings: Config, args: argparse.Namespace) -> None:
+        self._kind = kind
+        self._settings = settings
+        self._args = args
+
+    def run(self) -> int:
+        commands = {
+            "install": self._install,
+            "uninstall": self._uninstall,
+            "start": self._start,
+            "stop": self._stop,
+            "status": self._status,
+        }
+        return commands[self._args.verb]()
+
+    def _install(self) -> int:
+        kind, text = self._kind, self._kind.text(self._command(), self._settings.drain_timeout)
+        if self._args.print:
+            sys.stdout.write(text)
+            return 0
+        if kind.path.exists() and not self._args.force:
+            raise UsageError(
+                f"{kind.path} is there already. Look at what would be written with --print, and "
+                "replace it with --force."
+            )
+        if kind.path.exists():
+            self._end()
+        for folder in {kind.path.parent, *({kind.log.parent} if isinstance(kind, Launchd) else ())}:
+            folder.mkdir(parents=True, exist_ok=True)
+        kind.path.write_text(text, "utf-8")
+        _run(kind.install())
+        _say(f"{kind.path} is written; the server runs and starts again at every login.")
+        return 0
+
+    def _uninstall(self) -> int:
+        self._known()
+        self._end()
+        self._kind.path.unlink()
+        _run(self._kind.removed())
+        _say(f"{self._kind.path} is gone. What is remembered is still there.")
+        return 0
+
+    def _start(self) -> int:
+        self._known()
+        _run(self._kind.start())
+        _say("Started. 'agent-memory status' says how far it is.")
+        return 0
+
+    def _stop(self) -> int:
+        self._known()
+        self._let_it_end()
+        _run(self._kind.stop())
+        _say("Stopped. It starts again at the next login, or with 'agent-memory service start'.")
+        return 0
+
+    def _status(self) -> int:
+        """What the supervisor says, and its exit status."""
+        self._known()
+        done = _done(self._kind.status())
+        sys.stdout.write(done.stdout)
+        sys.stderr.write(done.stderr)
+        return done.returncode
+
+    def _end(self) -> None:
+        self._let_it_end()
+        _run(self._kind.uninstall())
+
+    def _let_it_end(self) -> None:
+        """launchd has been seen to kill seconds after it asked to end: it is asked when nothing
+        runs any more.  systemd waits as it is told."""
+        running = Running.find(self._settings.state_dir)
+        if isinstance(self._kind, Launchd) and running is not None and running.holder.url:
+            running.stop(None, lambda stage: None)
+
+    def _command(self) -> list[str]:
+        """Settings are read from their file at each start; only what was named here is fixed."""
+        command = [sys.executable, "-m", "agent_memory", "serve", "--log-format", "json"]
+        if self._args.config is not None:
+            command += ["--config", str(self._args.config.expanduser().absolute())]
+        if "state_dir" in vars(self._args):
+            command += ["--state-dir", str(self._settings.state_dir)]
+        return command
+
+    def _known(self) -> None:
+        if not self._kind.path.exists():
+            raise UsageError(
+                f"There is no {self._kind.path}. 'agent-memory service install' writes it."
+            )
+
+
+def _run(steps: list[Step]) -> None:
+    for step in steps:
+        done = _done(step)
+        if done.returncode and step.must:
+            said = (done.stderr or done.stdout).strip()
+            raise RequestRefused(
+                f"'{' '.join(step.command)}' failed with {done.returncode}: {said or 'no reason'}"
+            )
+
+
+def _done(step: Step) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            step.command, capture_output=True, text=True, timeout=STEP_S, check=False
+        )
+    except FileNotFoundError as error:
+        raise RequestRefused(
+            f"There is no program '{step.command[0]}' here. Run 'agent-memory serve' under a "
+            "supervisor of your own; docs/operations.md says what it must know."
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise RequestRefused(
+            f"'{' '.join(step.command)}' has not ended after {STEP_S:.0f} s."
+        ) from error
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")

@@ -1,0 +1,45 @@
+"""What clients look at before they ask anything."""
+
+import shutil
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from agent_memory import builtin
+from tests.process import CHAT, Server, chat
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/healthz", "/readyz", "/metrics", "/v1/models"])
+def test_what_is_there_is_there_without_its_body_too(server: Server, path: str) -> None:
+    with httpx.Client(base_url=server.url) as client:  # one connection: a body would disturb it
+        told, head, again = client.get(path), client.head(path), client.get(path)
+    assert (told.status_code, head.status_code, again.status_code) == (200, 200, 200)
+    assert told.content and not head.content
+    assert head.headers["content-type"] == told.headers["content-type"]
+    assert httpx.post(server.url + path, json={}).status_code == 405
+
+
+def test_the_root_says_what_this_is(server: Server) -> None:
+    assert "builtin" in server.get("/").text
+    assert server.get("/health").json() == server.get("/healthz").json()
+
+
+def test_a_model_that_is_not_here_is_told_which_is(server: Server) -> None:
+    for path, body in ((CHAT, chat("x")), ("/v1/completions", {"prompt": "x"})):
+        error = server.post({**body, "model": "org/other"}, path).json()["error"]
+        assert error["code"] == "model_not_found" and error["param"] == "model"
+        assert "'org/other'" in error["message"] and "'builtin'" in error["message"]
+    assert "'builtin'" in server.get("/v1/models/org%2Fother").json()["error"]["message"]
+
+
+def test_a_model_whose_id_has_slashes(tmp_path: Path) -> None:
+    model = tmp_path / "org" / "a model"
+    shutil.copytree(builtin.PATH, model)
+    with Server(tmp_path, "--model", str(model)) as server:
+        (listed,) = server.get("/v1/models").json()["data"]
+        assert listed["id"] == str(model)
+        for name in (quote(str(model)), quote(str(model), safe="")):
+            assert server.get(f"/v1/models/{name}").json()["id"] == str(model)
+        assert server.get(f"/v1/models/{quote(str(model))}/more").status_code == 404
