@@ -58,6 +58,7 @@ def parser() -> Parser:
     add_doctor(commands.add_parser("doctor", help="what is wrong here, and what to do"))
     add_service(commands.add_parser("service", help="a server that the system keeps running"))
     add_agents(commands.add_parser("agents", help="what people do with an agent's memory"))
+    add_models(commands.add_parser("models", help="which models there are; load and unload them"))
     add_store(commands.add_parser("store", help="look after what is on disk"))
     add_explain(commands.add_parser("explain", help="why a request was a miss"))
     add_launch(commands.add_parser("launch", help="a coding agent that uses this server"))
@@ -84,6 +85,8 @@ def add_setting(command: argparse.ArgumentParser, setting: config.Setting) -> No
     how: dict[str, Any] = {"type": flag_value(setting), "metavar": metavar}
     if bool in setting.toml_types:
         how = {"action": argparse.BooleanOptionalAction}
+    elif setting.repeats:
+        how["action"] = "append"
     command.add_argument(
         setting.flag, dest=setting.name, default=argparse.SUPPRESS, help=text, **how
     )
@@ -229,6 +232,27 @@ def add_agents(command: argparse.ArgumentParser) -> None:
     import_.add_argument("--name", help="Another name than it had.")
 
 
+def add_models(command: argparse.ArgumentParser) -> None:
+    """Asked of a running server, but for probe."""
+    command.set_defaults(run=models)
+    verbs = command.add_subparsers(metavar="VERB", required=True, dest="verb")
+    common = Parser(add_help=False)
+    common.add_argument("--json", action="store_true", help="Print JSON instead.")
+    asked = Parser(add_help=False)
+    asked.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
+    verbs.add_parser("ls", help="the configured models", parents=[common, asked])
+    for name, text in (("load", "bring one into memory"), ("unload", "take one out of memory")):
+        verb = verbs.add_parser(name, help=text, description=text, parents=[common, asked])
+        verb.add_argument("model", metavar="NAME")
+    text = "load a model here, without a server, and say how it would be served"
+    probe = verbs.add_parser("probe", help=text, description=text, parents=[common])
+    probe.set_defaults(run=probe_model)
+    probe.add_argument("source", metavar="SOURCE", help="As for --model of serve.")
+    for setting in config.SETTINGS:
+        if setting.name in ("kv_bits", "kv_group_size"):
+            add_setting(probe, setting)
+
+
 def add_store(command: argparse.ArgumentParser) -> None:
     """Done here, to a directory."""
     command.set_defaults(run=store)
@@ -252,6 +276,22 @@ def add_store(command: argparse.ArgumentParser) -> None:
 
 def agents(args: argparse.Namespace) -> int:
     code: int = importlib.import_module("agent_memory.ops.agent_commands").main(args)
+    return code
+
+
+def models(args: argparse.Namespace) -> int:
+    code: int = importlib.import_module("agent_memory.ops.model_commands").main(args)
+    return code
+
+
+def probe_model(args: argparse.Namespace) -> int:
+    """With MLX in this very process."""
+    if backend.find() == "cpu":
+        blas.preload(os.environ)
+    settings = config.load(vars(args), os.environ, None)
+    code: int = importlib.import_module("agent_memory.model.show").main(
+        args.source, settings.kv_bits, settings.kv_group_size, as_json=args.json
+    )
     return code
 
 

@@ -4,6 +4,8 @@ Knows where a value may come from, what it may be, and how to name the place of 
 nothing of what a setting does.  Any thread.
 
     flag --kv-bits  >  variable AGENT_MEMORY_KV_BITS  >  file key kv_bits  >  default
+
+The flag --model may be repeated; in the file the table [models] stands for all of them.
 """
 
 import difflib
@@ -14,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent_memory import keys
+from agent_memory import keys, model_source
 from agent_memory.errors import ConfigError
 from agent_memory.keys import Keys
+from agent_memory.model_source import MAX_CONTEXT, MODELS, ModelSource
 from agent_memory.values import (
     UNITS,
     absolute,
@@ -40,8 +43,9 @@ class Config:
     port: int  # 0: the system picks a free one
     uds: Path | None  # a Unix socket instead of both
     api_keys: Keys
-    model: str
+    models: tuple[ModelSource, ...]  # at least one; the first is the default
     model_chosen: bool  # somebody named a model; else the built-in one serves
+    model_idle_timeout: float | None  # None: what is loaded stays until others need its room
     state_dir: Path
     kv_bits: int | None  # None: K and V stay in the model's type
     kv_group_size: int
@@ -76,6 +80,7 @@ class Setting:
     allowed: str
     text: str
     secret: bool = False
+    repeats: bool = False
 
     @property
     def flag(self) -> str:
@@ -144,10 +149,27 @@ SETTINGS = (
     Setting(
         "model",
         "builtin",
-        words,
+        model_source.parse,
         (str,),
-        "builtin, a directory, or a Hugging Face name",
-        "Model to serve.",
+        "builtin, a directory, or a Hugging Face name; NAME= before it gives it another name",
+        "Model to serve; the flag may be repeated, the first is the default.",
+        repeats=True,
+    ),
+    Setting(
+        "context_length",
+        "auto",
+        unless("auto", whole(2, MAX_CONTEXT)),
+        (int, str),
+        f"auto, or 2 to {MAX_CONTEXT} tokens",
+        "Context of the default model; auto: what it was made for.",
+    ),
+    Setting(
+        "model_idle_timeout",
+        "none",
+        unless("none", seconds(1, 604_800)),
+        (int, float, str),
+        "1 to 604800 seconds, or none",
+        "A model that nobody used for so long is unloaded, unless it is pinned.",
     ),
     Setting(
         "state_dir",
@@ -318,7 +340,11 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], path: Path | N
             values[name] = setting.parse(setting.default)
     if not values["api_keys"] and values["uds"] is None:
         _refuse_open_host(values["host"], places.get("host", "default"))
-    return Config(**values, model_chosen="model" in places)
+    chosen = values.pop("model")
+    if MODELS in table and ("model" in table or "model" not in places):
+        chosen, places["model"] = model_source.of_file(table, file), f"{file}, [{MODELS}]"
+    models = model_source.several(chosen, places.get("model", ""), values.pop("context_length"))
+    return Config(**values, models=models, model_chosen="model" in places)
 
 
 def _read_file(file: Path, *, must_exist: bool) -> dict[str, object]:
@@ -335,7 +361,7 @@ def _read_file(file: Path, *, must_exist: bool) -> dict[str, object]:
     except ValueError as error:  # not TOML, or not even UTF-8
         raise ConfigError(f"{file} is not TOML: {error}. Correct it or move it away.") from error
     known = [setting.name for setting in SETTINGS]
-    for key in table.keys() - known:
+    for key in table.keys() - {*known, MODELS}:
         near = difflib.get_close_matches(key, known, 1)
         hint = f"Did you mean '{near[0]}'?" if near else f"Known are: {', '.join(known)}."
         raise ConfigError(f"{file}, key '{key}': there is no such setting. {hint}")

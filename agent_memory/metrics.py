@@ -51,20 +51,21 @@ class Metrics:
         self.disk_budget = gauge("disk_budget_bytes", "Bytes of block files allowed")
         self.memory_budget_bytes = gauge("memory_budget_bytes", "Memory for everything together")
         self.memory_used_bytes = gauge("memory_used_bytes", "Memory of it that is in use or kept")
+        self.models_resident = gauge("models_resident", "Models in memory")
+        self.model_loads = counter("model_loads", "Models brought into memory", "model")
+        self.model_unloads = counter("model_unloads", "Models taken out of memory", "model")
+        self.model_failures = counter("model_failures", "Loads that failed", "model")
+        self.model_load_time = seconds("model_load", "From asking for a model to having it")
         self.preemptions = counter("preemptions", "Sequences sent back to wait for want of room")
         self.engine_turn_age = gauge(
             "engine_turn_age_seconds", "Since the engine's last turn ended; 0 at rest"
         )
-        self.unclean_starts = gauge(
-            "unclean_starts", "Of the servers here in the last ten minutes, those that ended badly"
-        )
+        self.unclean_starts = gauge("unclean_starts", "Bad ends here in the last ten minutes")
         self.connections = gauge("connections", "Open HTTP connections")
         self.stalled_connections = gauge(
             "stalled_connections", "Connections whose client does not read what it is sent"
         )
-        self.connections_cut = gauge(
-            "connections_cut", "Connections cut off, so far, for not reading"
-        )
+        self.connections_cut = gauge("connections_cut", "Connections cut off for not reading")
         self.connections_closed = gauge("connections_closed", "So far, before they asked", "reason")
         self.time_to_first_token = seconds("time_to_first_token", "From submit to the first token")
         self.restore_time = seconds("restore_time", "From match to the run in place")

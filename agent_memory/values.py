@@ -43,9 +43,9 @@ def absolute(text: str) -> Path:
         raise ValueError from error
 
 
-def seconds(low: float) -> Callable[[str], float]:
+def seconds(low: float, high: float = 3600) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        if not low <= float(text) <= 3600:
+        if not low <= float(text) <= high:
             raise ValueError
         return float(text)
 

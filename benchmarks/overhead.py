@@ -20,7 +20,7 @@ import numpy as np
 from mlx_lm.models.cache import BatchKVCache
 
 from agent_memory.kvcache.sequence_kv import SequenceKV
-from agent_memory.model.loader import LoadedModel, load
+from agent_memory.model.loader import LoadedModel, load_whole
 from agent_memory.model.runner import Job
 from agent_memory.model.sampler import Draw, sample
 from benchmarks import random_model
@@ -98,7 +98,7 @@ def measure(folder: Path, model: Path, rounds: int) -> list[Figure]:
 
 
 def loaded_with(model: Path, kv_bits: int | None) -> LoadedModel:
-    return load(str(model), kv_bits, 64, lambda _phase: None)
+    return load_whole(str(model), kv_bits, 64)
 
 
 # ── whole steps ──────────────────────────────────────────────────────────────────────────────────

@@ -21,7 +21,7 @@ DEFAULT_KV_BITS = [
 
 @functools.cache
 def builtin_model(kv_bits: int | None) -> LoadedModel:
-    return loader.load("builtin", kv_bits, 64, lambda step: None)
+    return loader.load_whole("builtin", kv_bits, 64)
 
 
 @pytest.fixture(params=KV_BITS, ids=lambda bits: f"kv{bits or 'none'}", scope="session")

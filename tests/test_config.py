@@ -10,6 +10,7 @@ import pytest
 from agent_memory.config import SETTINGS, Config, Setting, load
 from agent_memory.errors import ConfigError
 from agent_memory.keys import Keys
+from agent_memory.model_source import ModelSource
 
 NO_FLAGS: Mapping[str, object] = {}
 
@@ -34,8 +35,9 @@ def test_defaults(home: Path) -> None:
         port=8000,
         uds=None,
         api_keys=Keys(),
-        model="builtin",
+        models=(ModelSource("builtin", "builtin"),),
         model_chosen=False,
+        model_idle_timeout=None,
         state_dir=home / ".agent_memory",
         kv_bits=8,
         kv_group_size=64,
@@ -58,8 +60,8 @@ def test_defaults(home: Path) -> None:
 
 
 def test_every_field_is_a_setting() -> None:
-    made = {field.name for field in fields(Config)} - {"model_chosen"}
-    assert {setting.name for setting in SETTINGS} == made
+    made = {field.name for field in fields(Config)} - {"model_chosen", "models"}
+    assert {setting.name for setting in SETTINGS} == made | {"model", "context_length"}
 
 
 def test_flag_over_environment_over_file_over_default(home: Path) -> None:
@@ -76,7 +78,7 @@ def test_an_empty_variable_counts_as_not_set() -> None:
 @pytest.mark.parametrize(
     ("flags", "environ", "file"),
     [
-        ({"model": "builtin"}, {}, ""),
+        ({"model": [ModelSource("builtin", "builtin")]}, {}, ""),
         ({}, {"AGENT_MEMORY_MODEL": "builtin"}, ""),
         ({}, {}, "model = 'builtin'"),
     ],

@@ -44,6 +44,9 @@ ONLY_IN = {
     "asyncio": (
         "server/",
         "engine/agent_verbs.py",
+        "engine/models.py",
+        "engine/served.py",
+        "engine/switching.py",
         "engine/engine.py",
         "engine/mailbox.py",
         "engine/transfer.py",

@@ -11,27 +11,27 @@ from functools import partial
 
 from agent_memory.engine.agent_views import AgentView, AgentViews, HeadView
 from agent_memory.engine.mailbox import Mailbox
-from agent_memory.engine.step_loop import StepLoop
+from agent_memory.engine.models import Models
+from agent_memory.engine.residents import Residents
+from agent_memory.engine.served import Loaded
 from agent_memory.errors import Conflict, Unavailable
-from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.store.block_store import BlockStore
 
 WARM_S = 60.0
 FLUSH_S = 30.0
 
-Steps = Callable[[], StepLoop | None]
-"""The loaded model at work, None before and after."""
-
 
 class AgentVerbs:
     """`on_removed`: told the name of every agent that was removed, when nothing of it is left."""
 
-    def __init__(self, store: BlockStore, pool: BlockPool, mailbox: Mailbox, steps: Steps) -> None:
+    def __init__(
+        self, store: BlockStore, residents: Residents, mailbox: Mailbox, models: Models
+    ) -> None:
         self._store = store
-        self._pool = pool
+        self._residents = residents
         self._mailbox = mailbox
-        self._steps = steps
-        self._views = AgentViews(store, pool)
+        self._models = models
+        self._views = AgentViews(store, residents.pool)
         self.on_removed: list[Callable[[str], object]] = []
 
     def all(self) -> list[AgentView]:
@@ -70,15 +70,17 @@ class AgentVerbs:
         return self._views.one(self._store.set_pinned(agent_id, pinned))
 
     async def warm(self, agent_id: str) -> AgentView:
-        """Bring its newest head to RAM, as far as there is room."""
-        self._store.agents.known(agent_id)
-        steps = self.working()
+        """Bring its newest head to RAM, as far as there is room, and the model it is of."""
+        newest = self._store.agents.known(agent_id).heads[0]
+        own = self._models.of_fingerprint(newest.fingerprint)
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()  # who gives up waiting must not end it for the engine
-        self._mailbox.send(partial(steps.memory.warm, agent_id, partial(done.set_result, None)))
         try:
-            async with asyncio.timeout(WARM_S):
-                await asyncio.wrap_future(done)
+            async with self._models.use(own.name if own else None) as served:
+                warmed = partial(done.set_result, None)
+                self._mailbox.send(partial(self._residents.warm, served.name, agent_id, warmed))
+                async with asyncio.timeout(WARM_S):
+                    await asyncio.wrap_future(done)
         except TimeoutError as error:
             raise Unavailable(
                 f"Not all was read within {WARM_S:.0f} s; it goes on. Ask again.",
@@ -103,35 +105,24 @@ class AgentVerbs:
     def _remove(self, agent_id: str) -> None:
         """Engine thread: between two steps nobody commits."""
         self._store.agents.known(agent_id)
-        steps = self._steps()
-        if steps and any(seq.request.agent == agent_id for seq in steps.scheduler):
+        if self._residents.is_answering(agent_id):
             raise Conflict(
                 f"'{agent_id}' is being answered now and would be remembered again. Wait for the "
                 "answer, or end the request, and ask again.",
                 code="agent_in_use",
             )
         for block_hash in self._store.remove(agent_id):
-            self._pool.drop(block_hash)
-        if steps:
-            steps.memory.witness.forget(agent_id)
+            self._residents.pool.drop(block_hash)
+        self._residents.forget(agent_id)
 
     async def texts(self, head: HeadView) -> list[tuple[str, str]] | None:
-        """What was asked and answered in each of its turns; None if another model's."""
-        steps = self.working()
-        if head.fingerprint != steps.memory.spec.fingerprint:
-            return None
-        return await asyncio.to_thread(_texts, head, steps.loaded.tokenizer.decode)
-
-    def working(self) -> StepLoop:
-        """The loaded model at work.  Raises Unavailable."""
-        steps = self._steps()
-        if steps is None:
-            raise Unavailable(
-                "The model is not loaded. Ask again when /readyz says so.",
-                reason="loading",
-                retry_after=10,
-            )
-        return steps
+        """What was asked and answered in each of its turns; None if of a model that is not loaded.
+        Raises Unavailable while it may be that it will be."""
+        served = self._models.of_fingerprint(head.fingerprint)
+        if served is not None and served.phase is Loaded.READY:
+            return await asyncio.to_thread(_texts, head, served.tokenizer.decode)
+        self._models.facts(None)
+        return None
 
 
 def _texts(head: HeadView, decode: Callable[[list[int]], str]) -> list[tuple[str, str]]:

@@ -1,36 +1,60 @@
 """Every byte the server may use, and who has it: one account for all of it.
 
-    budget  >=  weights + step + cache + restore + headroom      fixed from the load on
-              + pool + runs + context                            as measured before each decision
+    budget  >=  cache + restore + headroom                       fixed for good
+              + weights and step of each loaded model            fixed while it is loaded
+              + pool, and runs and context of each model         as measured before each decision
               + a tail for each sequence                         held from admission to the end
 
-Knows names and numbers only.  Pure; engine thread only.
+Knows names and numbers only.  Pure; engine thread only, but for `spare_bytes`, which any thread may
+read.
 """
 
 from collections.abc import Hashable, Mapping
 
 
+def account(what: str, model: str) -> str:
+    """The name of a model's own."""
+    return f"{what}:{model}" if model else what
+
+
 class Ledger:
     def __init__(self, budget_bytes: int, fixed: Mapping[str, int]) -> None:
         self.budget_bytes = budget_bytes
-        self.spare_bytes = budget_bytes - sum(fixed.values())  # of an idle server with empty pool
-        self._accounts = dict(fixed)
-        self._measured: set[str] = set()
+        self._fixed = dict(fixed)
+        self._measured: dict[str, int] = {}
         self._held: dict[Hashable, int] = {}
+        self.spare_bytes = 0
+        self._count_spare()
+
+    def _count_spare(self) -> None:
+        """What an idle server with an empty pool has left."""
+        self.spare_bytes = self.budget_bytes - sum(self._fixed.values())
 
     @property
     def used_bytes(self) -> int:
-        return sum(self._accounts.values()) + sum(self._held.values())
+        accounts = (self._fixed, self._measured, self._held)
+        return sum(sum(amounts.values()) for amounts in accounts)
 
     @property
     def free_bytes(self) -> int:
         """Below zero when what was measured has outgrown what was decided."""
         return self.budget_bytes - self.used_bytes
 
-    def measure(self, account: str, nbytes: int) -> None:
-        assert nbytes >= 0 and (account in self._measured or account not in self._accounts)
-        self._measured.add(account)
-        self._accounts[account] = nbytes
+    def fix(self, name: str, nbytes: int) -> None:
+        """In place of what the account had before."""
+        assert nbytes >= 0 and name not in self._measured
+        self._fixed[name] = nbytes
+        self._count_spare()
+
+    def measure(self, name: str, nbytes: int) -> None:
+        assert nbytes >= 0 and name not in self._fixed
+        self._measured[name] = nbytes
+
+    def close(self, name: str) -> None:
+        """There may be none of this name."""
+        self._fixed.pop(name, None)
+        self._measured.pop(name, None)
+        self._count_spare()
 
     def hold(self, holder: Hashable, nbytes: int) -> None:
         """In place of what it held before."""
@@ -48,4 +72,5 @@ class Ledger:
         return set(self._held)
 
     def figures(self) -> dict[str, int]:
-        return {**self._accounts, "tails": sum(self._held.values()), "budget": self.budget_bytes}
+        amounts = {**self._fixed, **self._measured, "tails": sum(self._held.values())}
+        return {**amounts, "budget": self.budget_bytes}

@@ -4,17 +4,17 @@ Knows numbers only.  Event loop; `ModelInfo` any thread.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent_memory.config import Config
-from agent_memory.engine.room import tokens_to_begin
+from agent_memory.engine.room import Cost, tokens_to_begin
 from agent_memory.errors import (
     BadRequest,
     ContextLengthExceeded,
     MemoryExceeded,
     Unavailable,
 )
-from agent_memory.model.loader import LoadedModel
+from agent_memory.kv_spec import KVSpec
 from agent_memory.request import GenerateRequest, SamplingParams
 
 MAX_RETRY_S = 60
@@ -25,39 +25,24 @@ NEWEST_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the outside may know of the serving model.  `kv`: how its KV is kept; `most_tokens`:
-    the longest sequence there is memory for."""
+    """What the outside may know of a model that was loaded.  `made_for`: the context length its
+    makers gave it; `kv`: how its KV is kept; `fixed_bytes`: what it takes itself."""
 
     id: str
     context_length: int
+    made_for: int
     vocab_size: int
     defaults: SamplingParams
     kv: dict[str, object]
-    most_tokens: int
-
-    @classmethod
-    def of(cls, loaded: LoadedModel, config: Config, most_tokens: int) -> "ModelInfo":
-        spec = loaded.proven.spec
-        kv: dict[str, object] = {
-            "bits": config.kv_bits,
-            "group_size": config.kv_group_size,
-            "bytes_per_token": spec.bytes_per_token,
-            "mode": loaded.proven.mode,
-            "decode_reads": loaded.proven.read,
-            "fingerprint": spec.fingerprint.hex()[:16],
-        }
-        return cls(
-            id=config.model,
-            context_length=loaded.context_length,
-            vocab_size=loaded.proven.vocab_size,
-            defaults=loaded.defaults,
-            kv=kv,
-            most_tokens=most_tokens,
-        )
+    self_test_difference: float
+    spec: KVSpec
+    cost: Cost
+    fixed_bytes: int
 
 
-def check(request: GenerateRequest, model: ModelInfo) -> None:
-    """Raises BadRequest."""
+def check(request: GenerateRequest, model: ModelInfo, most_tokens: int) -> int:
+    """-> tokens it must have room for to begin.  `most_tokens`: the longest sequence that there is
+    memory for, if all the others go.  Raises BadRequest."""
     if not request.prompt:
         raise BadRequest("The prompt is empty.", param="messages")
     if request.max_tokens is not None and request.max_tokens < 1:
@@ -79,8 +64,9 @@ def check(request: GenerateRequest, model: ModelInfo) -> None:
         raise ContextLengthExceeded(len(request.prompt), model.context_length)
     room = model.context_length - len(request.prompt)
     tokens = tokens_to_begin(len(request.prompt), min(request.max_tokens or room, room))
-    if tokens > model.most_tokens:
-        raise MemoryExceeded(len(request.prompt), tokens, model.most_tokens)
+    if tokens > most_tokens:
+        raise MemoryExceeded(len(request.prompt), tokens, most_tokens)
+    return tokens
 
 
 def _check_tokens(request: GenerateRequest, model: ModelInfo) -> None:
@@ -108,6 +94,7 @@ class Queue:
     def __init__(self, max_requests: int) -> None:
         self.max_requests = max_requests
         self.num_active = 0
+        self.on_empty: Callable[[], object] = lambda: None  # called when the last one has left
         self._service_s = 0.0
 
     @property
@@ -134,6 +121,8 @@ class Queue:
         share = NEWEST_SHARE if self._service_s else 1.0
         self._service_s += share * (newest_s - self._service_s)
         self.num_active -= 1
+        if not self.num_active:
+            self.on_empty()
 
     @property
     def retry_after_s(self) -> int:

@@ -1,7 +1,7 @@
 """What is remembered: finds a prompt's beginning in pool and store, brings it back, and commits.
 
 The one bridge between the block pool (host bytes in RAM), the block store (files) and sequences.
-Knows nothing of steps or HTTP.  Engine thread only; the store's threads answer through `post`.
+Of one model.  Knows nothing of steps.  Engine thread only; the store's threads answer by `post`.
 
     match     the prompt's chain of full blocks in the pool, else in the store; then of the blocks
               that follow the last match the one that shares most tokens: see matching.py
@@ -19,14 +19,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import structlog
 
-from agent_memory.block import (
-    BLOCK_TOKENS,
-    Block,
-    BlockHash,
-    Loss,
-    in_blocks,
-    token_bytes,
-)
+from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, Loss, in_blocks, token_bytes
 from agent_memory.engine.matching import Matching
 from agent_memory.engine.reads import Post, Reads
 from agent_memory.engine.restore import MOST_COPIED, Restore, Restored, Span, run_key
@@ -256,8 +249,8 @@ class Memory:
     @property
     def run_bytes(self) -> int:
         """Of runs in use and of those being put together."""
-        runs = sum(run.nbytes for run in self._runs.values())
-        return runs + sum(restore.builder.whole_bytes for restore in self._restores.values())
+        under_way = sum(restore.builder.whole_bytes for restore in self._restores.values())
+        return under_way + sum(run.nbytes for run in self._runs.values())
 
     @property
     def num_runs(self) -> int:
@@ -386,11 +379,13 @@ class Memory:
             if seq in restore.waiting:
                 restore.waiting.remove(seq)
 
-    def clear(self) -> int:
-        """At the end of the process: forget restores under way and all blocks; -> blocks held."""
+    @property
+    def is_quiet(self) -> bool:
+        return not self._restores and self._reads.is_quiet
+
+    def clear(self) -> None:
         self._restores.clear()
         self._reads.clear()
-        return self.pool.clear()
 
     def check(self) -> None:
         self.pool.check()

@@ -95,6 +95,10 @@ class Reads:
         for landed in waiting:
             landed(self._pool.hold(block.hash) if held else payload, held)
 
+    @property
+    def is_quiet(self) -> bool:
+        return not self._waiting
+
     def clear(self) -> None:
         self._waiting.clear()
         self._ahead.clear()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent_memory.block import in_blocks
-from agent_memory.engine.ledger import Ledger
+from agent_memory.engine.ledger import Ledger, account
 from agent_memory.engine.scheduler import Scheduler
 from agent_memory.engine.sequence import Sequence, State
 from agent_memory.kvcache.block_pool import BlockPool
@@ -46,7 +46,8 @@ def tokens_to_begin(prompt_tokens: int, max_new: int) -> int:
 
 class Room:
     """`needs`: tokens of new memory a sequence takes if it begins now.  `runs`: their bytes now.
-    `preempt`: send one back to wait."""
+    `preempt`: send one back to wait.  `model`: whose sequences these are; others may have rooms on
+    the same ledger."""
 
     def __init__(
         self,
@@ -57,16 +58,21 @@ class Room:
         needs: Callable[[Sequence], int],
         runs: Callable[[], int],
         preempt: Callable[[Sequence], None],
+        model: str = "",
     ) -> None:
         self.ledger = ledger
+        self.model = model
         self._cost = cost
-        self._most_tokens = cost.most_tokens(ledger.spare_bytes)
         self._scheduler = scheduler
         self._pool = pool
         self._needs = needs
         self._runs = runs
         self._preempt = preempt
         self._refused: tuple[Sequence, int] | None = None  # and what could be had then
+
+    @property
+    def _most_tokens(self) -> int:
+        return self._cost.most_tokens(self.ledger.spare_bytes)
 
     # ── begin ────────────────────────────────────────────────────────────────────────────────
 
@@ -76,7 +82,7 @@ class Room:
         seq.reserve = min(tokens_to_begin(len(seq.tokens), left), self._most_tokens)
         if self.is_too_long(seq):
             return True  # only to end
-        self._measure()
+        self.measure()
         available = self.ledger.free_bytes + self._pool.idle_bytes
         if self._refused and self._refused[0] is seq and available <= self._refused[1]:
             return False
@@ -138,9 +144,9 @@ class Room:
 
     def level(self) -> None:
         """The pool may have what nobody else needs."""
-        self._measure()
+        self.measure()
         self._pool.resize(self._pool.num_bytes + self.ledger.free_bytes)
-        self._measure()
+        self.measure()
 
     def outgrown(self) -> list[Sequence]:
         """Who should go, first who goes first, when more is used than was decided."""
@@ -152,7 +158,7 @@ class Room:
 
     def _make(self, nbytes: int, seq: Sequence, *, slot: bool = False) -> bool:
         """Make room for so much more, and a place among the running; all of it or nothing."""
-        self._measure()
+        self.measure()
         missing = nbytes - self.ledger.free_bytes
         idle_bytes = self._pool.idle_bytes if missing > 0 else 0
         leaving: list[Sequence] = []
@@ -166,9 +172,9 @@ class Room:
         for other in leaving:
             if other.state is State.RUNNING:  # none that ended with the step under way
                 self._preempt(other)
-        self._measure()
+        self.measure()
         self._pool.resize(self._pool.num_bytes + self.ledger.free_bytes - nbytes)
-        self._measure()
+        self.measure()
         return self.ledger.free_bytes >= nbytes
 
     def _context_bytes(self, num_tokens: int) -> int:
@@ -178,14 +184,19 @@ class Room:
     def _longest(self) -> int:
         return max((seq.reserve for seq in self._scheduler.admitted), default=0)
 
-    def _measure(self) -> None:
+    def measure(self) -> None:
         self.ledger.measure("pool", self._pool.num_bytes)
-        self.ledger.measure("runs", self._runs())
-        self.ledger.measure("context", self._cost.context_bytes * self._longest())
+        self.ledger.measure(account("runs", self.model), self._runs())
+        context_bytes = self._cost.context_bytes * self._longest()
+        self.ledger.measure(account("context", self.model), context_bytes)
+
+    def would_do(self, spare_bytes: int) -> bool:
+        """Whether everybody here could still begin and go on if only so much were to spare."""
+        most = self._cost.most_tokens(spare_bytes)
+        left = ((len(seq.tokens), seq.max_new - seq.num_generated) for seq in self._scheduler)
+        return all(tokens_to_begin(known, new) <= most for known, new in left)
 
     def check(self) -> None:
         """When nothing is under way."""
-        self._measure()
-        assert self.ledger.holders() <= set(self._scheduler.admitted)
-        if not len(self._scheduler):
-            assert not self.ledger.holders()
+        self.measure()
+        assert not self.ledger.holders() & set(self._scheduler.waiting)

@@ -1,4 +1,4 @@
-"""What the engine thread does with a loaded model, one turn after another.
+"""What the engine thread does with one loaded model, turn after turn.
 
     a turn    admit and restore  ·  launch the next step  ·  settle the one before
 
@@ -32,7 +32,7 @@ from agent_memory.engine.restore import Restored
 from agent_memory.engine.room import Cost, Room
 from agent_memory.engine.scheduler import Scheduler, Work
 from agent_memory.engine.sequence import Sequence, State
-from agent_memory.errors import EngineFailed, RequestError
+from agent_memory.errors import EngineFailed, MemoryExceeded, RequestError
 from agent_memory.metrics import Metrics
 from agent_memory.model.grammar import Constraint
 from agent_memory.model.loader import LoadedModel
@@ -78,8 +78,8 @@ class StepLoop:
             needs=memory.needs,
             runs=lambda: memory.run_bytes,
             preempt=self._preempt,
+            model=loaded.id,
         )
-        metrics.memory_budget_bytes.set(ledger.budget_bytes)
         self._mailbox = mailbox
         self._metrics = metrics
         self._flight: Flight | None = None
@@ -151,6 +151,11 @@ class StepLoop:
             or any(seq.state is State.RUNNING for seq in self.scheduler.admitted)
         )
 
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing is under way, nor will anything come of what was asked for."""
+        return self._flight is None and not len(self.scheduler) and self.memory.is_quiet
+
     def something_changed(self) -> None:
         """A command was run: who could not begin before perhaps can now."""
         self._in_vain = False
@@ -173,20 +178,12 @@ class StepLoop:
         if last is not None and not self._settle(last) and launched is not None:
             self._rewind(launched.seqs)
             self._flight = None
-        self._tell_metrics()
         self._mailbox.flush()
-
-    def _tell_metrics(self) -> None:
-        self._metrics.running.set(len(self.scheduler.admitted))
-        self._metrics.waiting.set(len(self.scheduler.waiting))
-        self._metrics.runs.set(self.memory.num_runs)
-        self._metrics.pool_bytes.set(self.memory.pool.num_bytes)
-        self._metrics.memory_used_bytes.set(self.room.ledger.used_bytes)
 
     def _admit(self) -> None:
         while seq := self.scheduler.admit(self.memory.remembered, self.room.admits):
             if self.room.is_too_long(seq):
-                self._finish(seq, FinishReason.LENGTH)
+                self._end_too_long(seq)
                 continue
             try:
                 self._offer_what_is_shared(seq)
@@ -199,6 +196,13 @@ class StepLoop:
                 if restored:
                     self._begin(restored)
         self.room.level()
+
+    def _end_too_long(self, seq: Sequence) -> None:
+        """One that never began was not too long when it came: another model has its room now."""
+        if seq.started:
+            self._finish(seq, FinishReason.LENGTH)
+        else:
+            self._fail(seq, MemoryExceeded(seq.num_prompt, len(seq.tokens) + 1, seq.reserve))
 
     def _grow(self) -> None:
         """Who has no place for the next token gets more room, or goes back to wait for it."""

@@ -16,11 +16,11 @@ import numpy as np
 
 from agent_memory.block import Block, BlockHash
 from agent_memory.engine import archive
-from agent_memory.engine.agent_verbs import FLUSH_S, AgentVerbs
+from agent_memory.engine.agent_verbs import FLUSH_S
 from agent_memory.engine.agent_views import spans
 from agent_memory.engine.archive import ArchivedBlock, ArchivedHead, ArchiveReader, Manifest
+from agent_memory.engine.limits import ModelInfo
 from agent_memory.engine.mailbox import Mailbox
-from agent_memory.engine.step_loop import StepLoop
 from agent_memory.errors import Conflict, EngineFailed, Unavailable
 from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
@@ -38,16 +38,19 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The one that is served."""
+    """The one that what is transferred is of."""
 
     id: str
     spec: KVSpec
     vocab_size: int
 
     @classmethod
-    def of(cls, steps: StepLoop) -> "Model":
-        loaded = steps.loaded
-        return cls(loaded.id, loaded.proven.spec, loaded.proven.vocab_size)
+    def of(cls, info: ModelInfo) -> "Model":
+        return cls(info.id, info.spec, info.vocab_size)
+
+
+ModelOf = Callable[[BlockHash | None], Model]
+"""The model of a fingerprint, else the default.  Any thread.  Raises Unavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,19 +155,20 @@ class Export:
 
 class Transfer:
     def __init__(
-        self, store: BlockStore, pool: BlockPool, mailbox: Mailbox, verbs: AgentVerbs
+        self, store: BlockStore, pool: BlockPool, mailbox: Mailbox, model_of: ModelOf
     ) -> None:
         self._store = store
         self._pool = pool
         self._mailbox = mailbox
-        self._verbs = verbs
+        self._model_of = model_of
         self._importing = asyncio.Lock()
 
     # ── out ──────────────────────────────────────────────────────────────────────────────────
 
     async def export(self, agent_id: str) -> Export:
         """Raises NotFound, and Conflict if the agent has nothing in mind under this model."""
-        model = Model.of(self._verbs.working())
+        newest = self._store.agents.known(agent_id).heads[0]
+        model = self._model_of(newest.fingerprint)
         for _ in range(_ATTEMPTS):
             self._store.agents.known(agent_id)
             await asyncio.to_thread(self._store.flush, FLUSH_S)
@@ -211,13 +215,14 @@ class Transfer:
 
         Raises BadRequest, Conflict or Unavailable; then there is no agent of that name.
         """
-        model = Model.of(self._verbs.working())
+        self._model_of(None)
         async with self._importing:
-            return await asyncio.to_thread(self._receive, file, model, name)
+            return await asyncio.to_thread(self._receive, file, name)
 
-    def _receive(self, file: BinaryIO, model: Model, name: Callable[[str], str]) -> str:
+    def _receive(self, file: BinaryIO, name: Callable[[str], str]) -> str:
         """Worker thread.  Twice through the file: first to prove it, then to keep it."""
         manifest = ArchiveReader(file).manifest
+        model = self._model_of(manifest.fingerprint)
         if manifest.fingerprint != model.spec.fingerprint:
             raise _other_model(manifest, model)
         agent_id = name(manifest.agent)
@@ -327,7 +332,7 @@ def _other_model(manifest: Manifest, model: Model) -> Conflict:
     return Conflict(
         f"The file is of the model '{manifest.model}' ({manifest.fingerprint.hex()[:16]}), this "
         f"server serves '{model.id}' ({model.spec.fingerprint.hex()[:16]}). Memory fits only the "
-        "very model and --kv-bits it was made with: serve that one and import it there.",
+        "very model and --kv-bits it was made with: have that one loaded where it is imported.",
         code="other_model",
     )
 

@@ -2,12 +2,14 @@
 
 Reading tens of gigabytes again at every start would take longer than loading them.  So a file's
 digest is kept, under what the system says of the file; it holds as long as all of that is the same.
-Knows nothing of what is in the files.  Engine thread only.
+Knows nothing of what is in the files.  Any thread.
 """
 
 import json
 import os
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -16,11 +18,16 @@ import xxhash
 log = structlog.get_logger(__name__)
 
 MOST_KEPT = 1000
+_writing = threading.Lock()
 _SETTLED_NS = 2_000_000_000
 """A file may change again within the grain of its time stamp: one as young as this is not kept."""
 
 
-def model_digest(folder: Path, kept: Path | None = None) -> str:
+Tell = Callable[[int], object]
+"""Told every so often how many bytes have been read; it may raise to end it."""
+
+
+def model_digest(folder: Path, kept: Path | None = None, tell: Tell = lambda _: None) -> str:
     """Changes with any byte of weights, config and tokenizer.
 
     `kept`: the file of digests from before, made and replaced here; of odd contents it is ignored.
@@ -31,12 +38,13 @@ def model_digest(folder: Path, kept: Path | None = None) -> str:
     files = [*folder.glob("model*.safetensors"), folder / "config.json", folder / "tokenizer.json"]
     for file in sorted(files):
         identity = _identity(file)
-        digest = known.get(identity) or _digest(file)
+        digest = known.get(identity) or _digest(file, tell)
         whole.update(f"{file.name}:{file.stat().st_size}:{digest}\n".encode())
         if identity == _identity(file) and _settled(file):
             found[identity] = digest
     if kept and not found.keys() <= known.keys():
-        _write(kept, known | found)
+        with _writing:
+            _write(kept, _read(kept) | found)
     return whole.hexdigest()
 
 
@@ -52,11 +60,12 @@ def _settled(file: Path) -> bool:
     return max(stat.st_mtime_ns, stat.st_ctime_ns) < time.time_ns() - _SETTLED_NS
 
 
-def _digest(file: Path) -> str:
+def _digest(file: Path, tell: Tell) -> str:
     digest = xxhash.xxh3_128()
     with file.open("rb", buffering=0) as stream:
         while chunk := stream.read(1 << 22):
             digest.update(chunk)
+            tell(stream.tell())
     return digest.hexdigest()
 
 

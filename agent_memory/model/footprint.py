@@ -3,6 +3,7 @@
 Measured where it can be, and counted where not.  Engine thread only.
 """
 
+import gc
 import os
 
 import mlx.core as mx
@@ -81,3 +82,16 @@ def limit_cache(budget_bytes: int) -> int:
     limit = min(budget_bytes // 16, MOST_CACHE_BYTES)
     mx.set_cache_limit(limit)
     return limit
+
+
+def give_back() -> dict[str, int]:
+    """What nobody refers to any more goes back to the system; -> what is left."""
+    mx.synchronize()
+    gc.collect()
+    gc.collect()
+    mx.clear_cache()
+    return {
+        "active_bytes": mx.get_active_memory(),
+        "cache_bytes": mx.get_cache_memory(),
+        "peak_bytes": mx.get_peak_memory(),
+    }

@@ -2,9 +2,11 @@
 
 `derive_spec` sees the shapes of K and V in one small forward.  `verify` compares our way of running
 the model (rows, tails, our attention) with mlx-lm's own, on rows at different positions and on a
-chunk.  What cannot be proven is refused with the reason.  Engine thread only.
+chunk.  What cannot be proven is refused with the reason.  Engine thread only; what takes several
+forwards yields between them, so that others may compute.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -103,24 +105,27 @@ def _states(leaves: list[object]) -> tuple[StateFormat, ...]:
     )
 
 
-def verify(model: Module, head: HeadCut, spec: KVSpec) -> Proven:
+def verify(model: Module, head: HeadCut, spec: KVSpec) -> Generator[None, None, Proven]:
     """Raises ModelRefused where our numbers are not the model's."""
     width = int(model(mx.array([[0]]), cache=make_prompt_cache(model)).shape[-1])
     first = 9 + max(
         (g.window or 0 for g in spec.groups if (g.window or 0) <= MAX_WINDOW), default=0
     )
     texts = [[(7 * i + 3 * s) % min(width, 997) for i in range(first + 15)] for s in range(2)]
-    plain = [_plain(model, text) for text in texts]
+    plain = []
+    for text in texts:
+        plain.append(_plain(model, text))
+        yield
     dtype = DTYPES[spec.groups[0].k.dtype]
     limit = TOLERANCE[dtype] * max(1.0, *(float(mx.abs(p).max()) for p in plain))
     unquantized = derive_spec(model, spec.model_digest, None, 0)
     mode: Mode = "split" if spec.states else "mixed"
     try:
-        ours = _ours(Runner(model, unquantized, head, "packed", mode), texts, first)
+        ours = yield from _ours(Runner(model, unquantized, head, "packed", mode), texts, first)
     except ModelRefused:
         raise
     except Exception:  # whatever a model does with K and V it cannot read
-        ours = _handed(model, unquantized, head, texts, first)
+        ours = yield from _handed(model, unquantized, head, texts, first)
         mode = "handed"
     worst = _difference(ours, plain)
     if not worst <= limit:
@@ -133,13 +138,14 @@ def verify(model: Module, head: HeadCut, spec: KVSpec) -> Proven:
 
 
 Logits = list[dict[int, mx.array]]
+Computing = Generator[None, None, Logits]
 
 
 def _handed(
     model: Module, spec: KVSpec, head: HeadCut, texts: list[list[int]], first: int
-) -> Logits:
+) -> Computing:
     try:
-        return _ours(Runner(model, spec, head, "packed", "handed"), texts, first)
+        return (yield from _ours(Runner(model, spec, head, "packed", "handed"), texts, first))
     except ModelRefused:
         raise
     except Exception as error:
@@ -197,10 +203,12 @@ def _reads_alike(kv: SequenceKV, group: LayerGroup) -> bool:
 def _plain(model: Module, text: list[int]) -> mx.array:
     """mlx-lm's logits at every position [tokens, vocab]."""
     out: mx.array = model(mx.array([text]), cache=make_prompt_cache(model))
-    return out[0].astype(mx.float32)
+    logits = out[0].astype(mx.float32)
+    mx.eval(logits)
+    return logits
 
 
-def _ours(runner: Runner, texts: list[list[int]], first: int) -> Logits:
+def _ours(runner: Runner, texts: list[list[int]], first: int) -> Computing:
     """Logits by position of two sequences, through every road there is.
 
     One starts with a chunk of `first` rows, is copied out and goes on from a run; the other joins
@@ -218,6 +226,7 @@ def _ours(runner: Runner, texts: list[list[int]], first: int) -> Logits:
             out[i][kvs[i].length - 1] = logits[row]
         if counts[1] == 0:
             kvs[0] = SequenceKV(runner.spec, _restored(kvs[0]))
+        yield
     return out
 
 

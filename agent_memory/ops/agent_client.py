@@ -66,6 +66,12 @@ class AgentClient:
     def explanation(self, request_id: str) -> dict[str, Any]:
         return self._ask("GET", f"/v1/requests/{quote(request_id, safe='')}/explain")
 
+    def model_verb(self, model_id: str, verb: str) -> dict[str, Any]:
+        """However long it takes."""
+        patient = httpx.Timeout(None, connect=CONNECT_S)
+        path = f"/v1/models/{quote(model_id, safe='')}/{verb}"
+        return self._ask("POST", path, json={}, timeout=patient)
+
     def export(self, agent_id: str, target: Path, advance: Advance) -> int:
         """Write the file, whole or not at all; -> its size."""
         new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")

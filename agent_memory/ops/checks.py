@@ -82,7 +82,7 @@ class Case:
     @cached_property
     def model(self) -> ModelFacts | None:
         """Raises OSError, ValueError."""
-        path = model_facts.find(self.settings.model)
+        path = model_facts.find(self.settings.models[0].source)
         return model_facts.read(path, self.settings) if path else None
 
     @property
@@ -292,7 +292,7 @@ def service(case: Case) -> Finding:
 
 
 def model(case: Case) -> Finding:
-    name, limit = case.settings.model, case.limit_bytes
+    name, limit = case.settings.models[0].source, case.limit_bytes
     try:
         facts = case.model
     except (OSError, ValueError) as error:

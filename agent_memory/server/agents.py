@@ -213,13 +213,7 @@ def _flag(request: Request, name: str) -> bool:
 
 
 async def _fields(request: Request, *known: str) -> Fields:
-    """An empty body is one without fields.  What is not known is refused: it may be misspelt."""
-    raw = await request.body()
-    values = body.parse(raw) if raw else {}
-    for name in values.keys() - set(known):
-        allowed = ", ".join(f"'{field}'" for field in known) or "no fields at all"
-        raise BadRequest(f"'{name}' is not known here; allowed: {allowed}.", param=name)
-    return Fields(values)
+    return body.known_fields(await request.body(), *known)
 
 
 def _head_id(fields: Fields) -> str | None:

@@ -16,13 +16,14 @@ from agent_memory.server import (
     anthropic_messages,
     batches,
     files,
+    models,
     responses,
 )
 from agent_memory.server.chat import chat_completions
 from agent_memory.server.completions import completions
 from agent_memory.server.explain import explain
 from agent_memory.server.failures import error_response
-from agent_memory.server.health import healthz, metrics, model, models, readyz, root
+from agent_memory.server.health import healthz, metrics, readyz, root
 from agent_memory.server.openapi import openapi
 from agent_memory.server.sse import told
 
@@ -32,8 +33,7 @@ ROUTES = [
     Route(anthropic.MESSAGES, anthropic_messages.create, methods=["POST"]),
     Route(anthropic.COUNT_TOKENS, anthropic_messages.count_tokens, methods=["POST"]),
     *responses.ROUTES,
-    Route("/v1/models", models),
-    Route("/v1/models/{model_id:path}", model),
+    *models.ROUTES,
     *files.ROUTES,
     *batches.ROUTES,
     *agents.ROUTES,

@@ -146,3 +146,12 @@ class Fields:
     def refuse(self, name: str, expected: str) -> Never:
         place = self.place(name)
         raise BadRequest(f"'{place}' must be {expected}.", param=place)
+
+
+def known_fields(raw: bytes, *known: str) -> Fields:
+    """An empty body is one without fields.  What is not known is refused: it may be misspelt."""
+    values = parse(raw) if raw else {}
+    for name in values.keys() - set(known):
+        allowed = ", ".join(f"'{field}'" for field in known) or "no fields at all"
+        raise BadRequest(f"'{name}' is not known here; allowed: {allowed}.", param=name)
+    return Fields(values)

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from starlette.requests import Request
@@ -211,8 +212,14 @@ class Answer:
         self._index = index
         self._turn = turn
         self._asked = asked
-        wanted = turn.ask.logprobs is not None
-        self._columns = Columns(turn.bytes_of, turn.tokenizer.silent) if wanted else None
+
+    @cached_property
+    def _columns(self) -> Columns | None:
+        """If they are wanted; first asked for when the model is there."""
+        turn = self._turn
+        if turn.ask.logprobs is None:
+            return None
+        return Columns(turn.bytes_of, turn.tokenizer.silent)
 
     def echo(self, scored: list[TokenLogprob]) -> Bit:
         turn, columns = self._turn, self._columns

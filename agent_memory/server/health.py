@@ -1,4 +1,4 @@
-"""What operators and clients ask first: is it alive, would it serve, with which model?
+"""What operators and clients ask first: is it alive, would it serve, are its models there?
 
 GET only, answered from memory.  Event loop.
 """
@@ -8,10 +8,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from agent_memory.engine.engine import Engine
 from agent_memory.engine.phase import HELD, Phase, refusal
-from agent_memory.errors import NotFound
+from agent_memory.engine.served import Loaded, Served
 from agent_memory.metrics import CONTENT_TYPE, Metrics
 from agent_memory.server.connections import Connections
-from agent_memory.server.openai import model_entry
 
 TROUBLE_RETRY_S = 30
 """By then a supervisor has started another."""
@@ -21,8 +20,8 @@ async def root(request: Request) -> Response:
     """Some clients look here before anything else, others are people with a browser."""
     engine: Engine = request.state.engine
     return PlainTextResponse(
-        f"Agent Memory serves {engine.model_id}. Clients are pointed at /v1; /openapi.json says "
-        "what is there.\n"
+        f"Agent Memory serves {engine.models.default.name}. Clients are pointed at /v1; "
+        "/openapi.json says what is there.\n"
     )
 
 
@@ -49,11 +48,14 @@ async def readyz(request: Request) -> Response:
     """200 only if a chat request would be served at once."""
     engine: Engine = request.state.engine
     waits = _wait(engine)
+    default = engine.models.default
+    of_all = {"models": {model.name: shown(model) for model in engine.models}}
     if waits is None:
-        return JSONResponse({"status": "ready", **_trusting(request, model=engine.model_id)})
+        known = _trusting(request, model=default.name, **of_all)
+        return JSONResponse({"status": "ready", **known})
     reason, retry_after = waits
-    failure = HELD if engine.phase is Phase.HELD else engine.failure
-    more = _trusting(request, progress=engine.progress, failure=failure)
+    failure = HELD if engine.phase is Phase.HELD else default.failure
+    more = _trusting(request, progress=default.progress, **of_all, failure=failure)
     return JSONResponse({"status": reason, "reason": reason, **more}, 503, _later(retry_after))
 
 
@@ -67,7 +69,8 @@ def _wait(engine: Engine) -> tuple[str, int] | None:
     if trouble := engine.trouble:
         return trouble, TROUBLE_RETRY_S
     if engine.phase is not Phase.READY:
-        said = refusal(engine.phase, engine.progress, engine.failure)
+        default = engine.models.default
+        said = refusal(engine.phase, default.progress, default.failure)
         return said.reason, said.retry_after
     if engine.queue.is_full:
         return "queue_full", engine.queue.retry_after_s
@@ -93,30 +96,13 @@ async def metrics(request: Request) -> Response:
     return Response(registry.text(), media_type=CONTENT_TYPE)
 
 
-async def models(request: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [_serving(request)]})
-
-
-async def model(request: Request) -> Response:
-    engine: Engine = request.state.engine
-    asked = request.path_params["model_id"]
-    if asked != engine.model_id:
-        raise unknown_model(asked, engine.model_id)
-    return JSONResponse(_serving(request))
-
-
-def _serving(request: Request) -> dict[str, object]:
-    """Also before it is loaded; then without what only the loaded model knows."""
-    engine: Engine = request.state.engine
-    known = engine.model
-    loaded = {"context_length": known.context_length, "kv": known.kv} if known else {}
-    return model_entry(engine.model_id, {"status": str(engine.phase), **loaded})
-
-
-def unknown_model(asked: str, serving: str) -> NotFound:
-    return NotFound(
-        f"There is no model '{asked}' here. The serving one is '{serving}'; a request without "
-        "'model' takes it.",
-        param="model",
-        code="model_not_found",
-    )
+def shown(model: Served) -> dict[str, object]:
+    """What changes with time, and what should worry."""
+    told: dict[str, object] = {"status": str(model.phase)}
+    if model.phase is Loaded.LOADING:
+        told["progress"] = model.progress
+    if model.failure:
+        told["failure"] = model.failure
+    if model.warnings:
+        told["warnings"] = model.warnings
+    return told

@@ -66,6 +66,8 @@ OPERATIONS: dict[tuple[str, str], tuple[str, Takes | None, dict[str, Schema]]] =
     ),
     ("GET", "/v1/models"): ("The models", None, {}),
     ("GET", "/v1/models/{model_id}"): ("One of them", None, {}),
+    ("POST", "/v1/models/{model_id}/load"): ("Bring it into memory", NOTHING, {}),
+    ("POST", "/v1/models/{model_id}/unload"): ("Take it out of memory", NOTHING, {}),
     ("POST", "/v1/files"): (
         "Leave a file for a batch",
         Takes(schemas.FILE, media_type="multipart/form-data"),

@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from agent_memory.engine.engine import Engine
 from agent_memory.engine.explain import Asked
+from agent_memory.engine.served import Served
 from agent_memory.errors import BadRequest, RequestError, Unavailable
 from agent_memory.model import forms
 from agent_memory.model.answers import AnswerReader, Part, Words
@@ -36,11 +37,9 @@ from agent_memory.request import (
 from agent_memory.server.ask import NO_EFFORT, Ask, Usage
 from agent_memory.server.explain import Explained, Explanations
 from agent_memory.server.gate import RETRY_AFTER_S
-from agent_memory.server.health import unknown_model
 from agent_memory.server.merge import merged
 from agent_memory.server.quotas import Quotas
 
-LOADING_S = 120.0
 TOOL_CALLS = "tool_calls"
 
 log = structlog.get_logger(__name__)
@@ -86,7 +85,7 @@ class Verbatim:
 
 
 class Turn:
-    """`kind` begins the answer's id.  Raises NotFound for a model that does not serve."""
+    """`kind` begins the answer's id.  Raises NotFound for a model that is not configured."""
 
     def __init__(self, request: Request, ask: Ask, kind: str) -> None:
         self._engine: Engine = request.state.engine
@@ -95,9 +94,8 @@ class Turn:
         self._request_id: str = request.state.request_id
         self.ask = ask
         self.id = f"{kind}{uuid4().hex}"
-        self.model = self._engine.model_id
-        if ask.model not in (None, self.model):
-            raise unknown_model(str(ask.model), self.model)
+        self.model = self._engine.models.find(ask.model).name
+        self._served: Served | None = None
         self._leave: Callable[[], None] = lambda: None
         self._began = time.monotonic()
         self._told: Prompt = ask.prompt
@@ -111,14 +109,20 @@ class Turn:
 
     @property
     def tokenizer(self) -> ChatTokenizer:
-        return self._engine.tokenizer
+        return self.served.tokenizer
+
+    @property
+    def served(self) -> Served:
+        """The model, from the moment it is there."""
+        assert self._served is not None
+        return self._served
 
     @property
     def prompt(self) -> tuple[int, ...]:
         return self._prompt
 
     def bytes_of(self, token: int) -> bytes:
-        return self._engine.bytes_of(token)
+        return self.served.bytes_of(token)
 
     def headers(self) -> dict[str, str]:
         """None yet, when a stream must start before its prompt's memory is in place."""
@@ -134,11 +138,12 @@ class Turn:
         """Up to a proper end of every answer.  Any other end is a RequestError."""
         try:
             self._leave = self._quotas.enter(self.ask.agent)
-            requests = await self._admitted()
-            answers = [self._answer(n, request) for n, request in enumerate(requests)]
-            async with aclosing(merged(answers)) as pieces:
-                async for piece in pieces:
-                    yield piece
+            async with self._engine.models.use(self.model) as self._served:
+                requests = await self._admitted()
+                answers = [self._answer(n, request) for n, request in enumerate(requests)]
+                async with aclosing(merged(answers)) as pieces:
+                    async for piece in pieces:
+                        yield piece
         except RequestError as error:
             self._finish = [error.code] * self.ask.choices
             raise
@@ -148,22 +153,21 @@ class Turn:
 
     async def count(self) -> int:
         """The prompt's tokens, of a request that is not answered.  Raises RequestError."""
-        await self._engine.wait_ready(LOADING_S)
-        return len(await self._engine.tokenize(self._heard(self.ask.prompt), None))
+        async with self._engine.models.use(self.model) as self._served:
+            return len(await self._served.tokenize(self._heard(self.ask.prompt), None))
 
     async def _admitted(self) -> list[GenerateRequest]:
-        ask = self.ask
-        model = await self._engine.wait_ready(LOADING_S)
+        ask, served = self.ask, self.served
         self._told = self._heard(ask.prompt)
-        self._prompt = await self._engine.tokenize(self._told, ask.agent)
-        stable = await self._engine.stable_tokens(self._told, self._prompt)
+        self._prompt = await served.tokenize(self._told, ask.agent)
+        stable = await served.stable_tokens(self._told, self._prompt)
         self._constraint = await self._constrained(ask)
         return [
             GenerateRequest(
                 id=self.id if ask.choices == 1 else f"{self.id}-{choice}",
                 agent=ask.agent,
                 prompt=self._prompt,
-                sampling=ask.sampling_over(model.defaults, choice),
+                sampling=ask.sampling_over(served.known.defaults, choice),
                 max_tokens=ask.max_tokens,
                 stop=ask.stop,
                 priority=ask.priority,
@@ -182,7 +186,7 @@ class Turn:
         form = None if ask.calls.must else ask.form
         after = self.tokenizer.end_of_thought(self._prompt)
         grammar = forms.grammar(form, tools, several=ask.calls.several, after_thought=bool(after))
-        return await self._engine.constraint(grammar, after)
+        return await self.served.constraint(grammar, after)
 
     def _heard(self, prompt: Prompt) -> Prompt:
         """A conversation with what the template knows of how much to think.  Raises BadRequest."""
@@ -211,7 +215,7 @@ class Turn:
     async def _answer(self, choice: int, request: GenerateRequest) -> AsyncGenerator[Said, None]:
         reader = self._reader()
         constraint = self._constraint and self._constraint.copy()
-        async with aclosing(self._engine.generate(request, constraint)) as events:
+        async with aclosing(self.served.generate(request, constraint)) as events:
             async for event in events:
                 match event:
                     case Started() if self._explained is None:

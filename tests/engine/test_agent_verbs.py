@@ -31,7 +31,7 @@ async def test_who_goes_on_from_an_agent_that_is_removed_keeps_what_they_share(
         shared = len((await settled(engine, "ann")).chain)
         assert shared >= 2
         request = GenerateRequest("ben-1", "ben", (*prompt, *range(100, 110)), GREEDY, 60)
-        async with aclosing(engine.generate(request)) as events:
+        async with aclosing(engine.models.default.generate(request)) as events:
             async for event in events:
                 if isinstance(event, Started):
                     assert event.cached_tokens == len(prompt)
@@ -50,7 +50,7 @@ async def test_an_agent_that_is_being_answered_stays(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         await ask(engine, FACTS, "ann")
         request = GenerateRequest("ann-2", "ann", await tokenized(engine, "Hello!"), GREEDY, 60)
-        async with aclosing(engine.generate(request)) as events:
+        async with aclosing(engine.models.default.generate(request)) as events:
             await anext(events)
             with pytest.raises(Conflict, match="being answered"):
                 await engine.agents.remove("ann")
@@ -68,23 +68,22 @@ async def test_warming_brings_what_is_on_disk_to_ram(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
         await ask(engine, FACTS, "ann")
         head = await settled(engine, "ann")
-        await engine._on_thread(engine._pool.clear)
+        await engine._on_thread(engine._residents.pool.clear)
         assert engine.agents.one("ann").heads[0].in_memory == 0
         assert (await engine.agents.warm("ann")).heads[0].in_memory == head.num_tokens
         assert (await engine.agents.warm("ann")).heads[0].in_memory == head.num_tokens
-        await engine._on_thread(engine._pool.check)
+        await engine._on_thread(engine._residents.pool.check)
         again = await ask(engine, FACTS, "ann")
         assert again.started.from_memory == again.cached > 500
 
 
 async def test_a_pool_too_small_is_warmed_as_far_as_it_goes(tmp_path: Path) -> None:
     async with running(tmp_path, pool_bytes=3 << 20) as engine:
-        assert engine.model is not None
-        block_bytes = 256 * int(str(engine.model.kv["bytes_per_token"]))
+        block_bytes = 256 * int(str(engine.models.default.known.kv["bytes_per_token"]))
         await ask(engine, FACTS, "ann")
         head = await settled(engine, "ann")
-        await engine._on_thread(engine._pool.clear)
-        engine._pool.budget_bytes = 2 * block_bytes
+        await engine._on_thread(engine._residents.pool.clear)
+        engine._residents.pool.budget_bytes = 2 * block_bytes
         assert len(head.chain) > 2
         assert (await engine.agents.warm("ann")).heads[0].in_memory == 512
 
@@ -104,7 +103,7 @@ async def test_what_is_in_ram_only_is_exported(tmp_path: Path) -> None:
         for expected in reader.manifest.blocks:
             reader.block(expected)
         reader.end()
-        await engine._on_thread(engine._pool.clear)
+        await engine._on_thread(engine._residents.pool.clear)
         with pytest.raises(Conflict) as caught:
             await engine.transfer.export("ann")
         assert caught.value.code == "incomplete"

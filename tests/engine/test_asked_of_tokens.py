@@ -29,7 +29,7 @@ from agent_memory.request import (
     TokenLogprob,
 )
 from tests.conftest import builtin_model, ordinary_text
-from tests.engine.test_engine import ENDLESS, FACTS, GREEDY, running, tokenized
+from tests.engine.test_engine import ENDLESS, FACTS, GREEDY, running, steps_of, tokenized
 from tests.model import tiny
 from tests.model.test_grammar import any_json_object, json_schema
 
@@ -94,14 +94,13 @@ async def ask(
     )
 
     def send_back() -> None:
-        steps = engine._steps
-        assert steps is not None
+        steps = steps_of(engine)
         for seq in list(steps.scheduler.admitted):
             if seq.request.id == request.id:
                 steps._preempt(seq)
 
-    constraint = await engine.constraint(grammar) if grammar else None
-    async with aclosing(engine.generate(request, constraint)) as events:
+    constraint = await engine.models.default.constraint(grammar) if grammar else None
+    async with aclosing(engine.models.default.generate(request, constraint)) as events:
         async for event in events:
             num_events += 1
             if num_events == send_back_after:
@@ -193,13 +192,12 @@ async def test_sent_back_to_wait_and_after_a_failed_step_it_goes_on_as_it_would_
             pass
         assert (await beside).tokens == want.tokens
         assert len((await spoilt).tokens) == 60
-        assert engine._metrics.step_failures._value.get() == 1
+        assert engine._residents._metrics.step_failures._value.get() == 1
 
 
 def spoil_a_step(engine: Engine) -> bool:
     """With a wrong shape in a tail, once a constrained sequence is in the same step."""
-    assert engine._steps is not None
-    running = [seq for seq in engine._steps.scheduler.admitted if seq.kv]
+    running = [seq for seq in steps_of(engine).scheduler.admitted if seq.kv]
     bound = any(seq.constraint and seq.num_generated > 2 for seq in running)
     for seq in running:
         if bound and not seq.constraint and seq.kv:
@@ -311,7 +309,7 @@ async def test_every_kind_of_model_scores_prompts(tmp_path: Path, kind: str) -> 
         )
         later = await ask(engine, prompt, "a", max_tokens=3)
     assert beside.tokens and told.tokens == later.tokens
-    model = loader.load(str(folder), None, 64, lambda step: None).model
+    model = loader.load_whole(str(folder), None, 64).model
     check_against(plain_logprobs(model, list(prompt))[:-1], told.scored, 2)
 
 
@@ -319,8 +317,7 @@ async def test_bias_forces_and_forbids_and_penalties_count_what_was_generated(
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path) as engine:
-        assert engine.model is not None
-        vocab_size = engine.model.vocab_size
+        vocab_size = engine.models.default.known.vocab_size
         free = await ask(engine, ENDLESS, max_tokens=30)
         [(most, count)] = [(t, free.tokens.count(t)) for t in set(free.tokens[:1])]
         forced = await ask(
@@ -359,7 +356,7 @@ async def test_the_end_of_turn_is_no_token_of_the_answer_unless_it_ends_nothing(
     async with running(tmp_path) as engine:
         ends = await ask(engine, "Hello!")
         goes_on = await ask(engine, "Hello!", ignore_end=True, max_tokens=40)
-        end_of_turn = engine.tokenizer.end_of_turn
+        end_of_turn = engine.models.default.tokenizer.end_of_turn
     assert ends.finished is not None and goes_on.finished is not None
     assert ends.finished == Finished(FinishReason.STOP, len(ends.tokens) + 1)
     assert goes_on.finished == Finished(FinishReason.LENGTH, 40) and len(goes_on.tokens) == 40

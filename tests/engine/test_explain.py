@@ -21,7 +21,7 @@ talks = pytest.mark.parametrize("talk", TALKS, ids=lambda talk: talk.name)
 
 
 async def cause(engine: Engine, talk: Talk, text: str, agent: str = "ann") -> Cause:
-    tokens = engine.tokenizer.encode(text)
+    tokens = engine.models.default.tokenizer.encode(text)
     return await cause_of_tokens(engine, talk, tuple(tokens), agent)
 
 
@@ -30,7 +30,7 @@ async def cause_of_tokens(
 ) -> Cause:
     answer = await ask(engine, tokens, agent, max_tokens=1)
     asked = Asked(agent, tokens, Conversation(talk.messages, talk.tools))
-    return cause_of(asked, answer.started.compared, engine.tokenizer)
+    return cause_of(asked, answer.started.compared, engine.models.default.tokenizer)
 
 
 # ── seeded: nine causes in three conversations ───────────────────────────────────────────────
@@ -61,7 +61,7 @@ async def reasoning_dropped(engine: Engine, talk: Talk) -> Cause:
 
 async def reply_tokenized_differently(engine: Engine, talk: Talk) -> Cause:
     """The model wrote its reply letter by letter."""
-    encode = engine.tokenizer.encode
+    encode = engine.models.default.tokenizer.encode
     letters = [token for letter in talk.reply for token in encode(letter)]
     await cause_of_tokens(engine, talk, (*encode(talk.first()), *letters))
     return await cause(engine, talk, talk.second(""))
@@ -89,7 +89,7 @@ async def lose(engine: Engine, loss: Loss) -> None:
     for block in agent.heads[0].chain[1:]:
         store.gone.note(block, loss)
         store._catalog.forget(block.hash)
-        await engine._on_thread(partial(engine._pool.drop, block.hash))
+        await engine._on_thread(partial(engine._residents.pool.drop, block.hash))
 
 
 SEEDED: list[Callable[[Engine, Talk], Awaitable[Cause]]] = [

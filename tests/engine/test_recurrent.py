@@ -19,7 +19,7 @@ from agent_memory.kv_spec import KVSpec
 from agent_memory.request import Conversation, Finding
 from agent_memory.store.heads import Head
 from tests.conftest import ordinary_text
-from tests.engine.test_engine import Answer, ask, running
+from tests.engine.test_engine import Answer, ask, running, steps_of
 from tests.model import tiny
 
 TEMPLATE = (
@@ -45,8 +45,7 @@ async def serving(model: Path, state: Path) -> AsyncIterator[Engine]:
 
 
 def spec_of(engine: Engine) -> KVSpec:
-    assert engine._loaded is not None
-    return engine._loaded.proven.spec
+    return steps_of(engine).loaded.proven.spec
 
 
 async def heads_of(engine: Engine, agent: str) -> tuple[Head, ...]:
@@ -56,15 +55,14 @@ async def heads_of(engine: Engine, agent: str) -> tuple[Head, ...]:
 
 
 def send_back(engine: Engine) -> None:
-    assert engine._steps is not None
-    for seq in list(engine._steps.scheduler):
-        engine._steps._preempt(seq)
+    for seq in list(steps_of(engine).scheduler):
+        steps_of(engine)._preempt(seq)
 
 
 async def say(engine: Engine, messages: Messages, agent: str = "ann") -> Answer:
     """As the server asks."""
-    prompt = tuple(await engine.tokenize(Conversation(messages), agent))
-    stable = await engine.stable_tokens(Conversation(messages), prompt)
+    prompt = tuple(await engine.models.default.tokenize(Conversation(messages), agent))
+    stable = await engine.models.default.stable_tokens(Conversation(messages), prompt)
     assert 0 < stable < len(prompt)
     return await ask(engine, prompt, agent, stable_tokens=stable)
 
@@ -88,8 +86,8 @@ async def cold(model: Path, state: Path, messages: Messages) -> Answer:
 
 
 async def stable_of(engine: Engine, messages: Messages) -> int:
-    return await engine.stable_tokens(
-        Conversation(messages), await engine.tokenize(Conversation(messages), None)
+    return await engine.models.default.stable_tokens(
+        Conversation(messages), await engine.models.default.tokenize(Conversation(messages), None)
     )
 
 
@@ -138,11 +136,11 @@ async def test_a_tool_loop_reuses_everything_up_to_the_last_stable_boundary(
 async def test_a_turn_goes_on_from_its_very_end(folder: Path, tmp_path: Path) -> None:
     """Where the next prompt has all that was generated."""
     async with serving(folder, tmp_path / "a") as engine:
-        prompt = tuple(await engine.tokenize(Conversation(said(1000)), None))
+        prompt = tuple(await engine.models.default.tokenize(Conversation(said(1000)), None))
         first = await ask(engine, prompt, "ann", 24)
         [head] = await heads_of(engine, "ann")
         ids = [i for block in head.chain for i in block.token_ids()]
-        longer = (*ids, *engine.tokenizer.encode(" And then?"))
+        longer = (*ids, *engine.models.default.tokenizer.encode(" And then?"))
         second = await ask(engine, longer, "ann", 24)
     assert second.cached == len(ids) == len(prompt) + first.finished.completion_tokens - 1
     async with serving(folder, tmp_path / "b") as engine:
@@ -173,7 +171,7 @@ async def test_agents_with_one_beginning_at_once(folder: Path, tmp_path: Path) -
         answers = await asyncio.gather(
             *(say(engine, talk, f"agent-{n}") for n, talk in enumerate(talks))
         )
-        prompts = [await engine.tokenize(Conversation(talk), None) for talk in talks]
+        prompts = [await engine.models.default.tokenize(Conversation(talk), None) for talk in talks]
     alike = next(i for i, (a, b) in enumerate(zip(*prompts[:2], strict=False)) if a != b)
     assert sorted(answer.cached for answer in answers) == [0, alike, alike]
     for n, answer in enumerate(answers):
@@ -219,7 +217,7 @@ async def test_a_sequence_sent_back_to_wait_goes_on_where_it_stopped(
 ) -> None:
     """What it had computed is matched again, up to its last token."""
     async with serving(folder, tmp_path / "a") as engine:
-        prompt = tuple(await engine.tokenize(Conversation(said(2000)), "ann"))
+        prompt = tuple(await engine.models.default.tokenize(Conversation(said(2000)), "ann"))
         whole = await ask(engine, prompt, "ann", 200)
     async with serving(folder, tmp_path / "b") as engine:
         under_way = asyncio.Event()

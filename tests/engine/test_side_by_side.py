@@ -24,7 +24,7 @@ async def test_who_is_answered_goes_on_while_a_long_prompt_is_computed(tmp_path:
 
         async def answered() -> None:
             request = GenerateRequest("first", "ann", prompt, GREEDY, 100)
-            async with aclosing(engine.generate(request)) as events:
+            async with aclosing(engine.models.default.generate(request)) as events:
                 async for event in events:
                     if isinstance(event, Delta):
                         told.append(event.text)
@@ -36,7 +36,7 @@ async def test_who_is_answered_goes_on_while_a_long_prompt_is_computed(tmp_path:
         tokens = await tokenized(engine, long)
         before, said = num_told[0], list[str]()
         request = GenerateRequest("second", "ben", tokens, GREEDY, 100)
-        async with aclosing(engine.generate(request)) as events:
+        async with aclosing(engine.models.default.generate(request)) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     said.append(event.text)
@@ -69,7 +69,7 @@ async def test_one_agent_twice_at_once(tmp_path: Path) -> None:
     async with running(tmp_path / "at-once") as engine:
         answers = await asyncio.gather(*(ask(engine, prompt) for prompt in prompts))
         assert [answer.text for answer in answers] == alone
-        await engine._on_thread(engine._pool.check)
+        await engine._on_thread(engine._residents.pool.check)
         assert engine._store.flush(10)
         engine._store.check()
         assert len(engine.agents.one("ann").heads) == 2
@@ -84,7 +84,7 @@ async def test_what_has_left_ram_comes_from_disk(tmp_path: Path) -> None:
         cold = await ask(engine, FACTS)
         await engine._on_thread(lambda: None)
         assert engine._store.flush(10)
-        assert await engine._on_thread(engine._pool.clear) == 0
+        assert await engine._on_thread(engine._residents.pool.clear) == 0
         warm = await ask(engine, FACTS)
         assert warm.started.from_disk == cold.started.prompt_tokens - 1
         assert warm.finished == cold.finished and warm.text == cold.text
@@ -97,10 +97,10 @@ async def test_when_all_agents_are_removed_the_pool_is_empty(tmp_path: Path) -> 
             answer = await ask(engine, FACTS + f" And {n}.", f"agent-{n}")
             assert isinstance(answer.finished, Finished)
         await engine._on_thread(lambda: None)
-        assert engine._pool.num_bytes > 0
+        assert engine._residents.pool.num_bytes > 0
         for n in range(3):
             await engine.agents.remove(f"agent-{n}")
-        await engine._on_thread(engine._pool.check)
-        assert engine._pool.num_bytes == 0 and len(engine._pool) == 0
+        await engine._on_thread(engine._residents.pool.check)
+        assert engine._residents.pool.num_bytes == 0 and len(engine._residents.pool) == 0
         assert engine._store.flush(10)
         assert not list((tmp_path / "state" / "blocks").rglob("*.safetensors"))

@@ -169,6 +169,7 @@ class Simulated:
         self.pool.check()
         self.room.check()
         ledger = self.room.ledger
+        assert ledger.holders() <= set(self.scheduler.admitted)
         assert 0 <= ledger.used_bytes <= ledger.budget_bytes
         running = [seq for seq in self.scheduler.admitted if seq.kv is not None]
         tails = sum(COST.tail(seq.kv.room) for seq in running if seq.kv is not None)

@@ -12,7 +12,6 @@ import pytest
 
 from agent_memory.block import Block, BlockHash, chain, token_bytes
 from agent_memory.engine import archive
-from agent_memory.engine.agent_verbs import AgentVerbs
 from agent_memory.engine.agent_views import AgentViews
 from agent_memory.engine.archive import ArchivedBlock, ArchivedHead, ArchiveReader, Manifest
 from agent_memory.engine.mailbox import Mailbox
@@ -79,9 +78,8 @@ async def whole(export: Export) -> bytes:
 
 def imported(opener: Opener, model: Model, raw: bytes) -> None:
     pool, mailbox = BlockPool(1 << 20), Mailbox()
-    verbs = AgentVerbs(opener.store, pool, mailbox, lambda: None)
-    transfer = Transfer(opener.store, pool, mailbox, verbs)
-    assert transfer._receive(io.BytesIO(raw), model, lambda name: f"{name}-2") == "ann-2"
+    transfer = Transfer(opener.store, pool, mailbox, lambda _: model)
+    assert transfer._receive(io.BytesIO(raw), lambda name: f"{name}-2") == "ann-2"
 
 
 def hashes(blocks: Sequence[Block]) -> tuple[BlockHash, ...]:

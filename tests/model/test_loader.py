@@ -80,7 +80,7 @@ def test_no_code_of_a_model_is_run(tmp_path: Path, file: str, facts: dict[str, o
     (folder / "own.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w').close()")
     add_to(folder / file, facts)
     with ThreadPoolExecutor(1) as engine:
-        load = engine.submit(loader.load, str(folder), 8, 64, lambda step: None)
+        load = engine.submit(loader.load_whole, str(folder), 8, 64)
         error = load.exception()
     assert not (tmp_path / "was-run").exists()
     assert error is None or isinstance(error, ModelRefused | ValueError)

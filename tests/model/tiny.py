@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -28,7 +29,7 @@ from mlx_lm.models import (
 
 from agent_memory import builtin
 from agent_memory.kvcache import attention
-from agent_memory.model import probe
+from agent_memory.model import loader, probe
 from agent_memory.model.probe import Proven
 from agent_memory.model.runner import HeadCut, Runner
 
@@ -243,16 +244,16 @@ def build(kind: str, dtype: mx.Dtype = mx.float32, **over: object) -> Module:
     return randomize(model, dtype)
 
 
-def save(kind: str, folder: Path, chat_template: str | None = None) -> Path:
+def save(kind: str, folder: Path, chat_template: str | None = None, **over: Any) -> Path:
     """As a folder that can be served, with the built-in tokenizer."""
     shutil.copytree(builtin.PATH, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    facts = config(kind, vocab_size=2048, eos_token_id=2, pad_token_id=3)
+    facts = config(kind, vocab_size=2048, eos_token_id=2, pad_token_id=3, **over)
     (folder / "config.json").write_text(json.dumps(facts))
     if chat_template:
         told = json.loads((folder / "tokenizer_config.json").read_text())
         told["chat_template"] = chat_template
         (folder / "tokenizer_config.json").write_text(json.dumps(told))
-    weights = dict(tree_flatten(build(kind, vocab_size=2048).parameters()))
+    weights = dict(tree_flatten(build(kind, vocab_size=2048, **over).parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     return folder
 
@@ -275,7 +276,8 @@ def proven(model: Module, bits: int | None = None, group_size: int = 32) -> tupl
     """As the loader does it."""
     attention.install(model)
     head = HeadCut(model)
-    return probe.verify(model, head, probe.derive_spec(model, "tiny", bits, group_size)), head
+    spec = probe.derive_spec(model, "tiny", bits, group_size)
+    return loader.finish(probe.verify(model, head, spec)), head
 
 
 def runner(model: Module, bits: int | None = None) -> Runner:

@@ -25,7 +25,7 @@ async def asked(folder: Path) -> AsyncIterator[tuple[Engine, httpx.AsyncClient]]
     state_dir, metrics = StateDir.open(folder), Metrics()
     store = BlockStore.open(state_dir, metrics)
     engine = Engine(config.load({"max_requests": 1}, {}, None), store, metrics)
-    engine.phase = Phase.READY
+    engine._own_phase = Phase.READY
     routes = app.build(lambda app: asynccontextmanager(_nothing)())
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,19 +51,19 @@ async def _nothing() -> AsyncIterator[dict[str, object]]:
 
 
 def loading(engine: Engine) -> None:
-    engine.phase = Phase.LOADING
+    engine._own_phase = Phase.LOADING
 
 
 def failed(engine: Engine) -> None:
-    engine.phase, engine.failure = Phase.FAILED, "no such file"
+    engine._own_phase, engine.models.default.failure = Phase.FAILED, "no such file"
 
 
 def draining(engine: Engine) -> None:
-    engine.phase = Phase.DRAINING
+    engine._own_phase = Phase.DRAINING
 
 
 def crash_loop(engine: Engine) -> None:
-    engine.phase = Phase.HELD
+    engine._own_phase = Phase.HELD
 
 
 def queue_full(engine: Engine) -> None:

@@ -19,7 +19,8 @@ def test_it_is_alive_and_ready(server: Server) -> None:
     healthy = server.get("/healthz").json()
     assert (healthy["status"], healthy["phase"]) == ("ok", "ready")
     assert healthy["engine"]["resting"] and healthy["engine"]["last_turn_age_s"] >= 0
-    assert server.get("/readyz").json() == {"status": "ready", "model": "builtin"}
+    ready = {"status": "ready", "model": "builtin", "models": {"builtin": {"status": "ready"}}}
+    assert server.get("/readyz").json() == ready
 
 
 @pytest.mark.requirement("B-02", "L-09")

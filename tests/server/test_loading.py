@@ -46,12 +46,12 @@ class HeldLoad:
 def test_while_the_model_loads_it_says_so_and_who_asks_waits(tmp_path: Path) -> None:
     load = HeldLoad(tmp_path / "model")
     with Server(tmp_path, "--model", str(load.model)) as server, ThreadPoolExecutor(4) as pool:
-        server.wait_for("model_loading", START_S, step="weights")
+        server.wait_for("model_loading", START_S, step="files")
         for _ in range(3):
             alive, ready = server.get("/healthz"), server.get("/readyz")
             assert (alive.status_code, alive.json()["phase"]) == (200, "loading")
             assert (ready.status_code, ready.json()["status"]) == (503, "loading")
-            assert ready.json()["progress"]["step"] == "weights"
+            assert ready.json()["progress"]["step"] == "files"
             assert ready.json()["progress"]["elapsed_s"] >= 0
             assert int(ready.headers["retry-after"]) > 0
         listed = server.get("/v1/models").json()["data"][0]
@@ -64,7 +64,7 @@ def test_while_the_model_loads_it_says_so_and_who_asks_waits(tmp_path: Path) -> 
         assert server.get("/readyz").status_code == 200
         assert server.get("/v1/models").json()["data"][0]["status"] == "ready"
         steps = [line["step"] for line in server.events("model_loading")]
-        assert steps == ["files", "weights", "fingerprint", "self-test"]
+        assert steps == ["files", "fingerprint", "room", "weights", "self-test"]
         assert len(server.events("model_ready")) == 1
 
 
@@ -116,5 +116,5 @@ def test_a_model_that_is_not_as_it_should_be_is_named(
 def test_a_model_that_leaves_no_memory_is_refused_with_the_sum(tmp_path: Path) -> None:
     with Server(tmp_path, "--memory-bytes", "64M", "--pool-bytes", "512M") as server:
         said = server.wait_for("model_failed", START_S)["reason"]
-        assert "leaves no memory for what it is to remember: weights " in said
+        assert "Its weights take 12 MB, and at most 0 MB can be had for them" in said
         assert "restore 64 MB" in said and "--memory-bytes" in said
