@@ -21,6 +21,9 @@ from agent_memory.ops.terminal import Terminal
 NAME = "agent-memory"
 ANY_KEY = "agent-memory"
 """Clients will not start without a key, and a server on loopback does not look at it."""
+PATIENCE_MS = 3_600_000
+"""How long a client waits for the first word.  Left alone they give up a long prompt after five
+minutes, because they do not count the signs of life that a server sends meanwhile, and ask again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +49,33 @@ def claude(url: str, model: str) -> Launch:
             # A line at the head of the prompt that is another one each time: no memory would hold.
             "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "API_TIMEOUT_MS": str(PATIENCE_MS),
+            "CLAUDE_STREAM_IDLE_TIMEOUT_MS": str(PATIENCE_MS),
         },
     )
 
 
 def codex(url: str, model: str) -> Launch:
     provider = f"model_providers.{NAME}"
-    settings: dict[str, str | bool] = {
+    settings: dict[str, str | int | bool] = {
         "model_provider": NAME,
         "model": model,
         f"{provider}.name": NAME,
         f"{provider}.base_url": f"{url}/v1",
         f"{provider}.wire_api": "responses",
         f"{provider}.requires_openai_auth": False,
+        f"{provider}.stream_idle_timeout_ms": PATIENCE_MS,
     }
     flags = [part for name, value in settings.items() for part in ("-c", f"{name}={_toml(value)}")]
     return Launch(("codex", *flags), {})
 
 
 def opencode(url: str, model: str) -> Launch:
+    waiting = {"headerTimeout": PATIENCE_MS, "chunkTimeout": PATIENCE_MS}
     provider = {
         "npm": "@ai-sdk/openai-compatible",
         "name": NAME,
-        "options": {"baseURL": f"{url}/v1", "apiKey": ANY_KEY},
+        "options": {"baseURL": f"{url}/v1", "apiKey": ANY_KEY, **waiting},
         "models": {model: {"name": model}},
     }
     config = {"provider": {NAME: provider}, "model": f"{NAME}/{model}"}
@@ -82,8 +89,8 @@ CLIENTS: dict[str, Callable[[str, str], Launch]] = {
 }
 
 
-def _toml(value: str | bool) -> str:
-    return json.dumps(value)  # of text and truth values TOML's spelling is JSON's
+def _toml(value: str | int | bool) -> str:
+    return json.dumps(value)  # of text, numbers and truth values TOML's spelling is JSON's
 
 
 def main(args: argparse.Namespace) -> int:
