@@ -22,8 +22,8 @@ NAME = "agent-memory"
 ANY_KEY = "agent-memory"
 """Clients will not start without a key, and a server on loopback does not look at it."""
 PATIENCE_MS = 3_600_000
-"""How long a client waits for the first word.  Left alone they give up a long prompt after five
-minutes, because they do not count the signs of life that a server sends meanwhile, and ask again."""
+"""How long a client waits for the first word.  Left alone, it gives up a long prompt after five
+minutes and asks again, for it does not count the signs of life that a server sends meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

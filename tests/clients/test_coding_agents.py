@@ -1,7 +1,7 @@
-"""Coding agents against a real server, each as `agent-memory launch` starts it: its second turn goes
-on from the memory of its first, in a process of its own.
+"""Coding agents against a real server, as `agent-memory launch` starts them: the second turn, in a
+process of its own, goes on from the memory of the first.
 
-Their first prompts have 12,000 to 34,000 of the built-in model's tokens: minutes on a small machine.
+Their first prompts have 12,000 to 34,000 of the built-in model's tokens: minutes on small machines.
 """
 
 import json
