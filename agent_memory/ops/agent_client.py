@@ -24,14 +24,16 @@ Advance = Callable[[int, int], object]
 
 
 class AgentClient:
-    """Everything raises NoServer if nobody answers, RequestRefused if the server says no."""
+    """Everything raises NoServer if nobody answers, RequestRefused if the server says no.  `key`
+    "": none is sent."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str = "") -> None:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"--url: {url!r} must begin with http://.")
         self._url = url.rstrip("/")
         self._http = httpx.Client(
             base_url=self._url,
+            headers=bearer(key),
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             trust_env=False,  # a proxy for the outside world has no business here
         )
@@ -127,6 +129,10 @@ class AgentClient:
                 "the right one with --url."
             )
         return NoServer(f"The server at {self._url} broke off ({error}). Its log says why.")
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _path(agent_id: str) -> str:

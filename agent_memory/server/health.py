@@ -50,11 +50,16 @@ async def readyz(request: Request) -> Response:
     engine: Engine = request.state.engine
     waits = _wait(engine)
     if waits is None:
-        return JSONResponse({"status": "ready", "model": engine.model_id})
+        return JSONResponse({"status": "ready", **_trusting(request, model=engine.model_id)})
     reason, retry_after = waits
-    state = {"status": reason, "reason": reason, "progress": engine.progress}
     failure = HELD if engine.phase is Phase.HELD else engine.failure
-    return JSONResponse({**state, "failure": failure}, 503, _later(retry_after))
+    more = _trusting(request, progress=engine.progress, failure=failure)
+    return JSONResponse({"status": reason, "reason": reason, **more}, 503, _later(retry_after))
+
+
+def _trusting(request: Request, **more: object) -> dict[str, object]:
+    """What names models and files is for who may know."""
+    return more if request.state.trusted else {}
 
 
 def _wait(engine: Engine) -> tuple[str, int] | None:
@@ -82,6 +87,8 @@ async def metrics(request: Request) -> Response:
     registry.engine_turn_age.set(0.0 if engine.heartbeat.rests else engine.heartbeat.turn_age_s)
     registry.connections.set(len(connections))
     registry.connections_cut.set(connections.num_cut)
+    for reason, closed in connections.num_closed.items():
+        registry.connections_closed.labels(reason).set(closed)
     registry.stalled_connections.set(connections.num_stalled)
     return Response(registry.text(), media_type=CONTENT_TYPE)
 

@@ -5,7 +5,7 @@ API's shapes.  Prompts and answers are not logged.  Event loop.
 """
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,6 +38,7 @@ from agent_memory.server.explain import Explained, Explanations
 from agent_memory.server.gate import RETRY_AFTER_S
 from agent_memory.server.health import unknown_model
 from agent_memory.server.merge import merged
+from agent_memory.server.quotas import Quotas
 
 LOADING_S = 120.0
 TOOL_CALLS = "tool_calls"
@@ -90,12 +91,14 @@ class Turn:
     def __init__(self, request: Request, ask: Ask, kind: str) -> None:
         self._engine: Engine = request.state.engine
         self._explanations: Explanations = request.state.explanations
+        self._quotas: Quotas = request.state.quotas
         self._request_id: str = request.state.request_id
         self.ask = ask
         self.id = f"{kind}{uuid4().hex}"
         self.model = self._engine.model_id
         if ask.model not in (None, self.model):
             raise unknown_model(str(ask.model), self.model)
+        self._leave: Callable[[], None] = lambda: None
         self._began = time.monotonic()
         self._told: Prompt = ask.prompt
         self._prompt: tuple[int, ...] = ()
@@ -130,6 +133,7 @@ class Turn:
     async def said(self) -> AsyncGenerator[Said, None]:
         """Up to a proper end of every answer.  Any other end is a RequestError."""
         try:
+            self._leave = self._quotas.enter(self.ask.agent)
             requests = await self._admitted()
             answers = [self._answer(n, request) for n, request in enumerate(requests)]
             async with aclosing(merged(answers)) as pieces:
@@ -139,6 +143,7 @@ class Turn:
             self._finish = [error.code] * self.ask.choices
             raise
         finally:
+            self._leave()
             self._log()
 
     async def count(self) -> int:

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from agent_memory.metrics import Metrics
-from agent_memory.server.shutdown import STAGES, Stage
+from agent_memory.stages import STAGES, Stage
 from agent_memory.store.block_store import BlockStore
 from agent_memory.store.state_dir import StateDir
 from tests.process import Server

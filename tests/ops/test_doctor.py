@@ -53,10 +53,13 @@ class World:
     def state(self) -> StateDir:
         return StateDir.unlocked(self.home / "state")
 
-    def findings(self) -> dict[str, Finding]:
+    def case(self) -> Case:
         flags = {"state_dir": self.home / "state", "port": 0, "min_free_bytes": 0, **self.flags}
         settings = config.load(flags, {}, None)
-        return examine(Case(settings, Machine(self.platform, self.recorded), self.home))
+        return Case(settings, Machine(self.platform, self.recorded), self.home)
+
+    def findings(self) -> dict[str, Finding]:
+        return examine(self.case())
 
 
 @pytest.fixture(params=["linux", "darwin"])
@@ -155,14 +158,8 @@ def port(world: World) -> Iterator[None]:
         asked = f"lsof -nP -iTCP:{number} -sTCP:LISTEN -Fpc"
         world.recorded[asked] = f"p{child.pid}\ncPython\n"
         yield
-        found = CHECKS["port"](
-            Case(
-                config.load(world.flags, {}, None),
-                Machine(world.platform, world.recorded),
-                world.home,
-            )
-        )
-        assert f"process {child.pid} (" in found.found and "ython" in found.found
+        found = CHECKS["port"](world.case()).found
+        assert f"process {child.pid} (" in found and "ython" in found
         child.kill()
 
 
@@ -192,12 +189,7 @@ def service(world: World) -> Iterator[None]:
     kind.path.parent.mkdir(parents=True)
     text = kind.text(["agent-memory"], 25)
     kind.path.write_text(text)
-    assert (
-        CHECKS["service"](
-            Case(config.load({}, {}, None), Machine(world.platform), world.home)
-        ).level
-        is Level.OK
-    )
+    assert CHECKS["service"](world.case()).level is Level.OK
     kind.path.write_text(text.replace("60", "5"))
     yield
 

@@ -11,7 +11,9 @@ from agent_memory.server import app
 READING = {
     *("agents.agents", "agents.agent", "agents.export"),
     *("explain.explain", "health.models", "health.model"),
-    *("health.healthz", "health.readyz", "health.metrics"),
+    *("health.root", "health.healthz", "health.readyz", "health.metrics"),
+    *("responses.retrieve", "responses.input_items", "openapi.openapi"),
+    *("files.listed", "files.one", "files.content", "batches.listed", "batches.one"),
 }
 
 
@@ -29,7 +31,7 @@ def test_what_changes_anything_is_no_get() -> None:
 @pytest.mark.requirement("S-16")
 async def test_what_we_did_not_foresee_is_told_without_its_text() -> None:
     error = KeyError("/home/ann/secret at 0x7f12ab")
-    response = await app.unforeseen(Request({"type": "http"}), error)
+    response = await app.unforeseen(Request({"type": "http", "path": "/v1/models"}), error)
     told = json.loads(bytes(response.body))["error"]
     assert (response.status_code, told["code"]) == (500, "internal_error")
     assert b"ann" not in response.body and b"0x7f" not in response.body

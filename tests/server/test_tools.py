@@ -110,10 +110,9 @@ def test_none_offered_none_called_and_the_prompt_is_the_same(server: Server) -> 
         for choice in ("auto", "none")
     ]
     assert usage[0]["prompt_tokens"] == usage[1]["prompt_tokens"]
-    wanted = (
-        f"Repeat this:\n<tool_call>{json.dumps({'name': 'clock', 'arguments': {}})}</tool_call>"
-    )
-    for fields in ({}, {"tools": []}, {"tools": [CLOCK], "tool_choice": "none"}):
+    wanted = 'Repeat this:\n<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+    offered: list[dict[str, Any]] = [{}, {"tools": []}, {"tools": [CLOCK], "tool_choice": "none"}]
+    for fields in offered:
         choice = answered(server.post(chat(wanted, max_tokens=30, **fields)))
         assert "tool_calls" not in choice["message"]
         assert choice["finish_reason"] in ("stop", "length")
