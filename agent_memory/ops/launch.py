@@ -22,6 +22,9 @@ from agent_memory.ops.agent_client import AgentClient
 from agent_memory.ops.terminal import Terminal
 
 NAME = "agent-memory"
+PATIENCE_MS = 3_600_000
+"""How long a client waits for the first word.  Left alone, it gives up a long prompt after five
+minutes and asks again, for it does not count the signs of life that a server sends meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ def claude(url: str, model: str, key: Key = NO_KEY) -> Launch:
             # A line at the head of the prompt that is another one each time: no memory would hold.
             "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "API_TIMEOUT_MS": str(PATIENCE_MS),
+            "CLAUDE_STREAM_IDLE_TIMEOUT_MS": str(PATIENCE_MS),
         },
         key,
     )
@@ -83,13 +88,14 @@ def claude(url: str, model: str, key: Key = NO_KEY) -> Launch:
 
 def codex(url: str, model: str, key: Key = NO_KEY) -> Launch:
     provider = f"model_providers.{NAME}"
-    settings: dict[str, str | bool] = {
+    settings: dict[str, str | int | bool] = {
         "model_provider": NAME,
         "model": model,
         f"{provider}.name": NAME,
         f"{provider}.base_url": f"{url}/v1",
         f"{provider}.wire_api": "responses",
         f"{provider}.requires_openai_auth": False,
+        f"{provider}.stream_idle_timeout_ms": PATIENCE_MS,
     }
     if key.shell:
         settings[f"{provider}.env_key"] = VARIABLE
@@ -104,6 +110,8 @@ def opencode(url: str, model: str, key: Key = NO_KEY) -> Launch:
         "options": {
             "baseURL": f"{url}/v1",
             "apiKey": f"{{env:{VARIABLE}}}" if key.shell else key.value,
+            "headerTimeout": PATIENCE_MS,
+            "chunkTimeout": PATIENCE_MS,
         },
         "models": {model: {"name": model}},
     }
@@ -119,8 +127,8 @@ CLIENTS: dict[str, Callable[[str, str, Key], Launch]] = {
 }
 
 
-def _toml(value: str | bool) -> str:
-    return json.dumps(value)  # of text and truth values TOML's spelling is JSON's
+def _toml(value: str | int | bool) -> str:
+    return json.dumps(value)  # of text, numbers and truth values TOML's spelling is JSON's
 
 
 def main(args: argparse.Namespace) -> int:
