@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agent_memory.ops.running import Running, figures
 from agent_memory.store.state_dir import StateDir
 from tests.process import ENDLESS, Server

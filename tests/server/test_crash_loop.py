@@ -3,6 +3,8 @@
 import signal
 from pathlib import Path
 
+import pytest
+
 from agent_memory.store import starts
 from tests.process import Server
 
