@@ -239,7 +239,7 @@ def add_models(command: argparse.ArgumentParser) -> None:
     common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="Print JSON instead.")
     asked = Parser(add_help=False)
-    asked.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
+    add_url(asked)
     verbs.add_parser("ls", help="the configured models", parents=[common, asked])
     for name, text in (("load", "bring one into memory"), ("unload", "take one out of memory")):
         verb = verbs.add_parser(name, help=text, description=text, parents=[common, asked])

@@ -3,6 +3,7 @@
 Knows the paths and how the server says no.  Any thread; one at a time.
 """
 
+import argparse
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
+from agent_memory import keys
 from agent_memory.errors import NoServer, RequestRefused, UsageError
 
 CONNECT_S = 5.0
@@ -37,6 +39,11 @@ class AgentClient:
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             trust_env=False,  # a proxy for the outside world has no business here
         )
+
+    @classmethod
+    def named(cls, args: argparse.Namespace) -> Self:
+        """The server and the key that a command was given.  Raises StartError."""
+        return cls(args.url, keys.of_client(os.environ, args.api_key_file))
 
     def __enter__(self) -> Self:
         return self

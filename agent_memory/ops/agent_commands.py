@@ -4,12 +4,10 @@ Knows how each answer looks.  Main thread.
 """
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent_memory import keys
 from agent_memory.errors import UsageError
 from agent_memory.ops.agent_client import Advance, AgentClient
 from agent_memory.ops.terminal import Terminal, ago, number, size, visible
@@ -19,7 +17,7 @@ Entry = dict[str, Any]
 
 def main(args: argparse.Namespace) -> int:
     """Raises StartError."""
-    with AgentClient(args.url, keys.of_client(os.environ, args.api_key_file)) as client:
+    with AgentClient.named(args) as client:
         Commands(client, Terminal(as_json=args.json)).run(args)
     return 0
 

@@ -4,11 +4,9 @@ Knows how an explanation looks to people.  Main thread.
 """
 
 import argparse
-import os
 from collections.abc import Iterator
 from typing import Any
 
-from agent_memory import keys
 from agent_memory.ops.agent_client import AgentClient
 from agent_memory.ops.terminal import Terminal
 
@@ -16,7 +14,7 @@ from agent_memory.ops.terminal import Terminal
 def main(args: argparse.Namespace) -> int:
     """Raises StartError."""
     terminal = Terminal(as_json=args.json)
-    with AgentClient(args.url, keys.of_client(os.environ, args.api_key_file)) as client:
+    with AgentClient.named(args) as client:
         explained = client.explanation(args.request_id)
     if terminal.as_json:
         terminal.result(explained)
