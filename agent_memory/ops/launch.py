@@ -23,8 +23,8 @@ from agent_memory.ops.terminal import Terminal
 
 NAME = "agent-memory"
 PATIENCE_MS = 3_600_000
-"""How long a client waits for the first word.  Left alone, it gives up a long prompt after five
-minutes and asks again, for it does not count the signs of life that a server sends meanwhile."""
+"""How long a client waits for the first word.  Left alone, Claude Code gives up a long prompt after
+five minutes and asks again: it does not count the signs of life that a server sends meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from agent_memory import builtin
+from agent_memory.ops.process import Line
 from tests.process import Server
 
 CONTEXT = 65_536
@@ -111,8 +112,15 @@ def test_each_turn_goes_on_from_the_one_before(server: Server, tmp_path: Path, c
     asked = max(int(line["prompt_tokens"]) for line in before if line["agent"] == session)
     assert not [line for line in before if line["finish"] == "cancelled"]
     say(server, tmp_path, client, talk.again)
-    later = server.events("request_done")[len(before) :]
-    again = next(line for line in later if int(line["prompt_tokens"]) > asked)
+    later: list[Line] = []
+
+    def is_done() -> bool:
+        done = server.events("request_done")[len(before) :]
+        later[:] = [line for line in done if int(line["prompt_tokens"]) > asked]
+        return bool(later)
+
+    server.wait_until(is_done)
+    again = later[0]
     assert again["agent"] == session
     assert int(again["cached_memory"]) + int(again["cached_disk"]) >= 0.9 * asked
     assert session in [agent["id"] for agent in server.get("/v1/agents").json()["data"]]

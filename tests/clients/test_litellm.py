@@ -10,7 +10,7 @@ HOW = "needs the group of clients: pip install --group clients"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.filterwarnings("default:Accessing the .model_:DeprecationWarning"),  # its own
+    pytest.mark.filterwarnings("ignore:Accessing the .model_:DeprecationWarning"),  # its own
 ]
 
 
