@@ -14,6 +14,7 @@ from typing import Any, Never
 
 from agent_memory import __version__, config
 from agent_memory.errors import StartError, UsageError
+from agent_memory.keys import CLIENT_VARIABLE
 from agent_memory.ops import backend, blas
 from agent_memory.store.state_dir import StateDir
 
@@ -80,18 +81,21 @@ def add_config(command: argparse.ArgumentParser) -> None:
 
 def add_setting(command: argparse.ArgumentParser, setting: config.Setting) -> None:
     text = f"{setting.text} Allowed: {setting.allowed}. Default: {setting.default}."
-    how: dict[str, Any] = {"type": flag_value(setting), "metavar": "VALUE"}
+    metavar = "FILE" if setting.secret else "VALUE"
+    how: dict[str, Any] = {"type": flag_value(setting), "metavar": metavar}
     if bool in setting.toml_types:
         how = {"action": argparse.BooleanOptionalAction}
     elif setting.repeats:
         how["action"] = "append"
-    command.add_argument(setting.flag, default=argparse.SUPPRESS, help=text, **how)
+    command.add_argument(
+        setting.flag, dest=setting.name, default=argparse.SUPPRESS, help=text, **how
+    )
 
 
 def flag_value(setting: config.Setting) -> Callable[[str], object]:
     def parse(text: str) -> object:
         try:
-            return setting.parse(text)
+            return setting.read_flag(text)
         except ValueError as error:
             message = f"{text!r} cannot be used. Allowed: {setting.allowed}."
             raise argparse.ArgumentTypeError(message) from error
@@ -106,9 +110,25 @@ def add_where(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="Print JSON instead.")
 
 
+def add_url(command: argparse.ArgumentParser) -> None:
+    """Which server is asked, and with what key."""
+    command.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
+    add_key(command)
+
+
+def add_key(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"Holds the key that the server asks for. Default: the variable {CLIENT_VARIABLE}.",
+    )
+
+
 def add_status(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=status)
     add_where(command)
+    add_key(command)
 
 
 def add_stop(command: argparse.ArgumentParser) -> None:
@@ -160,7 +180,7 @@ def add_explain(command: argparse.ArgumentParser) -> None:
     """Asked of a running server."""
     command.set_defaults(run=explain)
     command.add_argument("request_id", metavar="REQUEST_ID", help="X-Request-ID of its answer.")
-    command.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
+    add_url(command)
     command.add_argument("--json", action="store_true", help="Print JSON instead.")
 
 
@@ -168,7 +188,7 @@ def add_launch(command: argparse.ArgumentParser) -> None:
     """Of a running server."""
     command.set_defaults(run=launch)
     command.add_argument("client", choices=("claude", "codex", "opencode"))
-    command.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
+    add_url(command)
     command.add_argument("--model", metavar="ID", help="Which of the server's. Default: its first.")
     command.add_argument("--exec", action="store_true", help="Run it; else print how to.")
     command.add_argument("--json", action="store_true", help="Print JSON instead.")
@@ -180,7 +200,7 @@ def add_agents(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=agents)
     verbs = command.add_subparsers(metavar="VERB", required=True, dest="verb")
     common = Parser(add_help=False)
-    common.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
+    add_url(common)
     common.add_argument("--json", action="store_true", help="Print JSON instead.")
     head = Parser(add_help=False)
     head.add_argument("--head", metavar="ID", help="Which conversation. Default: the newest.")
@@ -219,7 +239,7 @@ def add_models(command: argparse.ArgumentParser) -> None:
     common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="Print JSON instead.")
     asked = Parser(add_help=False)
-    asked.add_argument("--url", default=URL, help=f"Where the server is. Default: {URL}.")
+    add_url(asked)
     verbs.add_parser("ls", help="the configured models", parents=[common, asked])
     for name, text in (("load", "bring one into memory"), ("unload", "take one out of memory")):
         verb = verbs.add_parser(name, help=text, description=text, parents=[common, asked])

@@ -10,21 +10,29 @@ The flag --model may be repeated; in the file the table [models] stands for all 
 
 import difflib
 import ipaddress
-import os
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent_memory import model_source
+from agent_memory import keys, model_source
 from agent_memory.errors import ConfigError
+from agent_memory.keys import Keys
 from agent_memory.model_source import MAX_CONTEXT, MODELS, ModelSource
+from agent_memory.values import (
+    UNITS,
+    absolute,
+    one_of,
+    pool_bytes,
+    seconds,
+    size,
+    unless,
+    whole,
+    words,
+)
 
 CONFIG_FILE = Path("~/.agent_memory/config.toml")
-_SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)")
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,8 @@ class Config:
 
     host: str
     port: int  # 0: the system picks a free one
+    uds: Path | None  # a Unix socket instead of both
+    api_keys: Keys
     models: tuple[ModelSource, ...]  # at least one; the first is the default
     model_chosen: bool  # somebody named a model; else the built-in one serves
     model_idle_timeout: float | None  # None: what is loaded stays until others need its room
@@ -47,6 +57,9 @@ class Config:
     daily_write_bytes: int | None  # None: no limit
     memory_bytes: int | None  # None: what the machine can give
     max_requests: int
+    max_connections: int
+    agent_requests: int | None  # None: no limit but max_requests
+    agent_requests_per_minute: int | None  # None: no limit
     send_timeout: float
     drain_timeout: float
     log_format: str
@@ -55,7 +68,10 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One row of the table.  `parse` makes the value from text, or raises ValueError."""
+    """One row of the table.  `parse` makes the value from text, or raises ValueError.
+
+    What is `secret` is never repeated, and its flag names a private file that holds it.
+    """
 
     name: str
     default: str
@@ -63,11 +79,12 @@ class Setting:
     toml_types: tuple[type, ...]
     allowed: str
     text: str
+    secret: bool = False
     repeats: bool = False
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return "--" + self.name.replace("_", "-") + ("-file" if self.secret else "")
 
     @property
     def variable(self) -> str:
@@ -79,96 +96,55 @@ class Setting:
         except ValueError as error:
             raise self.refusal(text, place) from error
 
+    def read_flag(self, text: str) -> object:
+        """Raises ValueError; of a secret ConfigError."""
+        if self.secret:
+            return self.read(keys.private_text(Path(text).expanduser()), f"{self.flag} {text}")
+        return self.parse(text)
+
     def read_toml(self, value: object, place: str) -> object:
         if type(value) not in self.toml_types:  # not isinstance: true is no number here
             raise self.refusal(value, place)
         return self.read(str(value).lower() if isinstance(value, bool) else str(value), place)
 
     def refusal(self, value: object, place: str) -> ConfigError:
-        return ConfigError(f"{place}: {value!r} cannot be used. Allowed: {self.allowed}.")
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
-            raise ValueError
-        return int(text)
-
-    return parse
-
-
-def _one_of(choices: Mapping[str, object]) -> Callable[[str], object]:
-    def parse(text: str) -> object:
-        if text not in choices:
-            raise ValueError
-        return choices[text]
-
-    return parse
-
-
-def _words(text: str) -> str:
-    if not text.strip() or not text.isprintable():
-        raise ValueError
-    return text
-
-
-def _path(text: str) -> Path:
-    try:
-        return Path(_words(text)).expanduser().absolute()
-    except RuntimeError as error:  # ~ of a user who has no home
-        raise ValueError from error
-
-
-def _seconds(low: float, high: float = 3600) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        if not low <= float(text) <= high:
-            raise ValueError
-        return float(text)
-
-    return parse
-
-
-def _size(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        size = _SIZE.fullmatch(text.upper())
-        if size is None:
-            raise ValueError
-        num_bytes = int(size[1]) * _UNITS[size[2]]
-        if not low <= num_bytes <= high:
-            raise ValueError
-        return num_bytes
-
-    return parse
-
-
-def _unless(word: str, parse: Callable[[str], object]) -> Callable[[str], object]:
-    """`word` is None, anything else is parsed."""
-    return lambda text: None if text == word else parse(text)
-
-
-def _pool_bytes(text: str) -> int:
-    if text == "auto":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return min(memory // 8, 8 * _UNITS["G"])
-    return _size(_UNITS["M"], _UNITS["T"])(text)
+        told = "what is there" if self.secret else repr(value)
+        return ConfigError(f"{place}: {told} cannot be used. Allowed: {self.allowed}.")
 
 
 SETTINGS = (
     Setting(
         "host",
         "127.0.0.1",
-        _words,
+        words,
         (str,),
-        "127.0.0.1, ::1 or localhost",
+        "127.0.0.1, ::1 or localhost; with api_keys any other",
         "Address to listen on.",
     ),
     Setting(
         "port",
         "8000",
-        _whole(0, 65535),
+        whole(0, 65535),
         (int,),
         "0 to 65535; 0 takes a free one",
         "Port to listen on.",
+    ),
+    Setting(
+        "uds",
+        "none",
+        unless("none", absolute),
+        (str,),
+        "a path, or none",
+        "Unix socket to listen on, which only you can open, instead of host and port.",
+    ),
+    Setting(
+        "api_keys",
+        "none",
+        keys.parse,
+        (str,),
+        keys.ALLOWED,
+        "Every request must bring one of them; the flag names a file with a key on each line.",
+        secret=True,
     ),
     Setting(
         "model",
@@ -182,7 +158,7 @@ SETTINGS = (
     Setting(
         "context_length",
         "auto",
-        _unless("auto", _whole(2, MAX_CONTEXT)),
+        unless("auto", whole(2, MAX_CONTEXT)),
         (int, str),
         f"auto, or 2 to {MAX_CONTEXT} tokens",
         "Context of the default model; auto: what it was made for.",
@@ -190,7 +166,7 @@ SETTINGS = (
     Setting(
         "model_idle_timeout",
         "none",
-        _unless("none", _seconds(1, 604_800)),
+        unless("none", seconds(1, 604_800)),
         (int, float, str),
         "1 to 604800 seconds, or none",
         "A model that nobody used for so long is unloaded, unless it is pinned.",
@@ -198,7 +174,7 @@ SETTINGS = (
     Setting(
         "state_dir",
         "~/.agent_memory",
-        _path,
+        absolute,
         (str,),
         "a directory",
         "Where memory is kept on disk.",
@@ -206,7 +182,7 @@ SETTINGS = (
     Setting(
         "kv_bits",
         "8",
-        _one_of({"4": 4, "8": 8, "none": None}),
+        one_of({"4": 4, "8": 8, "none": None}),
         (int, str),
         "4, 8 or none",
         "Bits per number of K and V; none keeps the model's type.",
@@ -214,7 +190,7 @@ SETTINGS = (
     Setting(
         "kv_group_size",
         "64",
-        _one_of({"32": 32, "64": 64, "128": 128}),
+        one_of({"32": 32, "64": 64, "128": 128}),
         (int,),
         "32, 64 or 128",
         "How many numbers of K or V share a scale.",
@@ -222,7 +198,7 @@ SETTINGS = (
     Setting(
         "step_tokens",
         "256",
-        _whole(1, 8192),
+        whole(1, 8192),
         (int,),
         "1 to 8192",
         "Tokens computed together in one step.",
@@ -230,7 +206,7 @@ SETTINGS = (
     Setting(
         "pool_bytes",
         "auto",
-        _pool_bytes,
+        pool_bytes,
         (int, str),
         "auto, or 1M to 1T in bytes or with K, M, G, T",
         "Memory for blocks that no running request uses, an eighth of it to read blocks into; "
@@ -239,7 +215,7 @@ SETTINGS = (
     Setting(
         "disk_bytes",
         "auto",
-        _unless("auto", _size(_UNITS["M"], 1024 * _UNITS["T"])),
+        unless("auto", size(UNITS["M"], 1024 * UNITS["T"])),
         (int, str),
         "auto, or 1M to 1024T in bytes or with K, M, G, T",
         "Most that memory may take on disk; auto: a tenth of the disk, at most 50G.",
@@ -247,7 +223,7 @@ SETTINGS = (
     Setting(
         "min_free_bytes",
         "auto",
-        _unless("auto", _size(0, 1024 * _UNITS["T"])),
+        unless("auto", size(0, 1024 * UNITS["T"])),
         (int, str),
         "auto, or 0 to 1024T in bytes or with K, M, G, T",
         "What stays free on the disk; auto: a twentieth of it, at most 10G.",
@@ -255,7 +231,7 @@ SETTINGS = (
     Setting(
         "max_age_days",
         "90",
-        _unless("none", _whole(1, 3650)),
+        unless("none", whole(1, 3650)),
         (int, str),
         "1 to 3650, or none",
         "What is not used on so many days is forgotten; days without the server do not count.",
@@ -263,7 +239,7 @@ SETTINGS = (
     Setting(
         "daily_write_bytes",
         "50G",
-        _unless("none", _size(_UNITS["M"], 1024 * _UNITS["T"])),
+        unless("none", size(UNITS["M"], 1024 * UNITS["T"])),
         (int, str),
         "1M to 1024T in bytes or with K, M, G, T, or none",
         "Most that is written on one day, to spare the SSD; more is kept in RAM only.",
@@ -271,7 +247,7 @@ SETTINGS = (
     Setting(
         "memory_bytes",
         "auto",
-        _unless("auto", _size(64 * _UNITS["M"], 16 * _UNITS["T"])),
+        unless("auto", size(64 * UNITS["M"], 16 * UNITS["T"])),
         (int, str),
         "auto, or 64M to 16T in bytes or with K, M, G, T",
         "Memory for everything together; auto: what Metal recommends, else three quarters.",
@@ -279,15 +255,39 @@ SETTINGS = (
     Setting(
         "max_requests",
         "256",
-        _whole(1, 10_000),
+        whole(1, 10_000),
         (int,),
         "1 to 10000",
         "Requests that may wait or run at once; more are told to come back.",
     ),
     Setting(
+        "max_connections",
+        "512",
+        whole(8, 100_000),
+        (int,),
+        "8 to 100000",
+        "Connections that may be open at once; for more the one that waits longest is closed.",
+    ),
+    Setting(
+        "agent_requests",
+        "none",
+        unless("none", whole(1, 10_000)),
+        (int, str),
+        "1 to 10000, or none",
+        "Requests of one agent that may wait or run at once; for more it hears 429.",
+    ),
+    Setting(
+        "agent_requests_per_minute",
+        "none",
+        unless("none", whole(1, 100_000)),
+        (int, str),
+        "1 to 100000, or none",
+        "How often one agent may ask; for more it hears 429.",
+    ),
+    Setting(
         "send_timeout",
         "30",
-        _seconds(0.1),
+        seconds(0.1),
         (int, float),
         "0.1 to 3600 seconds",
         "How long a client may read nothing of what it is sent before it is cut off.",
@@ -295,7 +295,7 @@ SETTINGS = (
     Setting(
         "drain_timeout",
         "25",
-        _seconds(0),
+        seconds(0),
         (int, float),
         "0 to 3600 seconds",
         "How long running requests may go on after a stop signal.",
@@ -303,7 +303,7 @@ SETTINGS = (
     Setting(
         "log_format",
         "console",
-        _one_of({"console": "console", "json": "json"}),
+        one_of({"console": "console", "json": "json"}),
         (str,),
         "console or json",
         "How log lines on stderr look.",
@@ -311,7 +311,7 @@ SETTINGS = (
     Setting(
         "preload",
         "true",
-        _one_of({"true": True, "false": False}),
+        one_of({"true": True, "false": False}),
         (bool,),
         "true or false",
         "On a Linux CPU, start again with OpenBLAS where it is installed.",
@@ -338,7 +338,8 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], path: Path | N
             values[name], places[name] = setting.read_toml(table[name], place), place
         else:
             values[name] = setting.parse(setting.default)
-    _refuse_open_host(values["host"], places.get("host", "default"))
+    if not values["api_keys"] and values["uds"] is None:
+        _refuse_open_host(values["host"], places.get("host", "default"))
     chosen = values.pop("model")
     if MODELS in table and ("model" in table or "model" not in places):
         chosen, places["model"] = model_source.of_file(table, file), f"{file}, [{MODELS}]"
@@ -364,16 +365,22 @@ def _read_file(file: Path, *, must_exist: bool) -> dict[str, object]:
         near = difflib.get_close_matches(key, known, 1)
         hint = f"Did you mean '{near[0]}'?" if near else f"Known are: {', '.join(known)}."
         raise ConfigError(f"{file}, key '{key}': there is no such setting. {hint}")
+    if any(setting.secret for setting in SETTINGS if setting.name in table):
+        keys.check_private(file, file.stat())
     return table
 
 
-def _refuse_open_host(host: str, place: str) -> None:
+def is_loopback(host: str) -> bool:
     try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
-        loopback = False
-    if not loopback:
+        return False
+
+
+def _refuse_open_host(host: str, place: str) -> None:
+    if not is_loopback(host):
         raise ConfigError(
-            f"{place}: {host!r} would let other machines in, and this server has no keys yet to "
-            "tell them apart. Use 127.0.0.1, and a tunnel such as ssh -L from elsewhere."
+            f"{place}: {host!r} would let other machines in, and without keys this server cannot "
+            "tell them apart. Name a file of keys with --api-keys-file, or use 127.0.0.1 and a "
+            "tunnel such as ssh -L from elsewhere."
         )

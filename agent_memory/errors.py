@@ -9,7 +9,9 @@
     │   ├── NotFound              404
     │   ├── Conflict              409  what is there stands against it
     │   ├── Refused               turned away before any route saw it; with its own status
+    │   │   └── Unauthorized          401  a key is missing or wrong
     │   ├── Unavailable           503  not now: loading, draining, full; says when to come back
+    │   │   └── TooManyRequests       429  one agent asks more than it may
     │   └── EngineFailed          500  our fault; the engine goes on for the others
     ├── StartError            the process cannot start; carries its exit status
     │   ├── UsageError            64
@@ -111,6 +113,11 @@ class Refused(RequestError):
         self.close = close
 
 
+class Unauthorized(Refused):
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(401, code, message)
+
+
 class Unavailable(RequestError):
     """`reason`: loading, draining, queue_full, failed, crash_loop, busy, not_written.
     `retry_after`: whole seconds."""
@@ -122,6 +129,14 @@ class Unavailable(RequestError):
         super().__init__(message, code=reason)
         self.reason = reason
         self.retry_after = retry_after
+
+
+class TooManyRequests(Unavailable):
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message, reason="rate_limit_exceeded", retry_after=retry_after)
 
 
 class EngineFailed(RequestError):

@@ -15,8 +15,8 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"agent_memory_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"agent_memory_{name}", text, registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"agent_memory_{name}", text, labels, registry=registry)
 
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(f"agent_memory_{name}_seconds", text, registry=registry)
@@ -66,6 +66,7 @@ class Metrics:
             "stalled_connections", "Connections whose client does not read what it is sent"
         )
         self.connections_cut = gauge("connections_cut", "Connections cut off for not reading")
+        self.connections_closed = gauge("connections_closed", "So far, before they asked", "reason")
         self.time_to_first_token = seconds("time_to_first_token", "From submit to the first token")
         self.restore_time = seconds("restore_time", "From match to the run in place")
 

@@ -9,6 +9,7 @@ import pytest
 
 from agent_memory.config import SETTINGS, Config, Setting, load
 from agent_memory.errors import ConfigError
+from agent_memory.keys import Keys
 from agent_memory.model_source import ModelSource
 
 NO_FLAGS: Mapping[str, object] = {}
@@ -32,6 +33,8 @@ def test_defaults(home: Path) -> None:
     assert load({}, {}, None) == Config(
         host="127.0.0.1",
         port=8000,
+        uds=None,
+        api_keys=Keys(),
         models=(ModelSource("builtin", "builtin"),),
         model_chosen=False,
         model_idle_timeout=None,
@@ -46,6 +49,9 @@ def test_defaults(home: Path) -> None:
         daily_write_bytes=50 << 30,
         memory_bytes=None,
         max_requests=256,
+        max_connections=512,
+        agent_requests=None,
+        agent_requests_per_minute=None,
         send_timeout=30.0,
         drain_timeout=25.0,
         log_format="console",
@@ -154,9 +160,10 @@ def test_a_bad_value_in_the_file_is_placed(home: Path, line: str) -> None:
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 @pytest.mark.parametrize("text", [" ", "x", "-1", "9" * 5000, "1e400", "yes", "8 x"])
 def test_a_bad_variable_is_placed(setting: Setting, text: str) -> None:
-    if setting.name in ("host", "model", "state_dir") and text != " ":
+    if setting.name in ("host", "model", "state_dir", "uds") and text != " ":
         return  # these are any text
-    with pytest.raises(ConfigError, match=f"^{setting.variable}: '{text}' cannot be used. Allow"):
+    told = "what is there" if setting.secret else f"'{text}'"
+    with pytest.raises(ConfigError, match=f"^{setting.variable}: {told} cannot be used. Allow"):
         load({}, {setting.variable: text}, None)
 
 
@@ -197,3 +204,10 @@ def test_a_host_that_others_reach_is_refused_with_its_place(host: str) -> None:
         load({"host": host}, {}, None)
     with pytest.raises(ConfigError, match="^AGENT_MEMORY_HOST: "):
         load({}, {"AGENT_MEMORY_HOST": host}, None)
+
+
+@pytest.mark.requirement("S-05")
+def test_with_keys_or_a_unix_socket_any_host_will_do() -> None:
+    keys = {"AGENT_MEMORY_API_KEYS": "a-key-that-is-long-enough"}
+    assert load({"host": "0.0.0.0"}, keys, None).host == "0.0.0.0"
+    assert load({"host": "0.0.0.0", "uds": Path("/x")}, {}, None).uds == Path("/x")

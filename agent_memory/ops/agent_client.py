@@ -3,6 +3,7 @@
 Knows the paths and how the server says no.  Any thread; one at a time.
 """
 
+import argparse
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
+from agent_memory import keys
 from agent_memory.errors import NoServer, RequestRefused, UsageError
 
 CONNECT_S = 5.0
@@ -24,17 +26,24 @@ Advance = Callable[[int, int], object]
 
 
 class AgentClient:
-    """Everything raises NoServer if nobody answers, RequestRefused if the server says no."""
+    """Everything raises NoServer if nobody answers, RequestRefused if the server says no.  `key`
+    "": none is sent."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str = "") -> None:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"--url: {url!r} must begin with http://.")
         self._url = url.rstrip("/")
         self._http = httpx.Client(
             base_url=self._url,
+            headers=bearer(key),
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             trust_env=False,  # a proxy for the outside world has no business here
         )
+
+    @classmethod
+    def named(cls, args: argparse.Namespace) -> Self:
+        """The server and the key that a command was given.  Raises StartError."""
+        return cls(args.url, keys.of_client(os.environ, args.api_key_file))
 
     def __enter__(self) -> Self:
         return self
@@ -133,6 +142,10 @@ class AgentClient:
                 "the right one with --url."
             )
         return NoServer(f"The server at {self._url} broke off ({error}). Its log says why.")
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _path(agent_id: str) -> str:

@@ -17,7 +17,7 @@ Entry = dict[str, Any]
 
 def main(args: argparse.Namespace) -> int:
     """Raises StartError."""
-    with AgentClient(args.url) as client:
+    with AgentClient.named(args) as client:
         Commands(client, Terminal(as_json=args.json)).run(args)
     return 0
 

@@ -214,6 +214,8 @@ def lock(case: Case) -> Finding:
 
 
 def port(case: Case) -> Finding:
+    if case.settings.uds:
+        return ok("none, but a Unix socket")
     host, wanted, machine = case.settings.host, case.settings.port, case.machine
     if wanted == 0 or not machine.listens(host, wanted):
         return ok(f"{wanted} is free" if wanted else "any that is free")

@@ -14,7 +14,7 @@ from agent_memory.ops.terminal import Terminal
 def main(args: argparse.Namespace) -> int:
     """Raises StartError."""
     terminal = Terminal(as_json=args.json)
-    with AgentClient(args.url) as client:
+    with AgentClient.named(args) as client:
         explained = client.explanation(args.request_id)
     if terminal.as_json:
         terminal.result(explained)

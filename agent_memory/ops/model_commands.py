@@ -19,7 +19,7 @@ COLUMNS = ("", "model", "status", ">context", ">bytes per token", "mode")
 def main(args: argparse.Namespace) -> int:
     """Raises StartError."""
     terminal = Terminal(as_json=args.json)
-    with AgentClient(args.url) as client:
+    with AgentClient.named(args) as client:
         if args.verb == "ls":
             _show(terminal, client.models())
         elif args.verb == "load":
@@ -68,7 +68,7 @@ def _load(args: argparse.Namespace, client: AgentClient, terminal: Terminal) -> 
 
     def load() -> None:
         try:
-            with AgentClient(args.url) as own:
+            with AgentClient.named(args) as own:
                 loading.set_result(own.model_verb(args.model, "load"))
         except BaseException as error:
             loading.set_exception(error)

@@ -23,6 +23,9 @@ STOP_S = 60.0  # above the server's own bound, 25 + 15 s by default
 KILL_S = 5.0
 LAST_LINES = 20
 
+SPOKEN_TO = {"AGENT_MEMORY_UDS": "none", "AGENT_MEMORY_API_KEYS": "none"}
+"""Whatever is set outside: on a port and without a key, as whoever starts it here expects."""
+
 Line = dict[str, Any]
 """One log line.  What is not JSON is {"event": "", "text": the line}."""
 
@@ -54,7 +57,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **(environ or {})},
+                env={**os.environ, **SPOKEN_TO, **(environ or {})},
             )
         try:
             self.port = int(self.wait_for("server_listening", START_S)["port"])

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from agent_memory.errors import RequestRefused
+from agent_memory.ops.agent_client import bearer
 from agent_memory.store import starts
 from agent_memory.store.starts import Start
 from agent_memory.store.state_dir import Holder, StateDir
@@ -23,6 +24,7 @@ ANSWER_S = 3.0
 POLL_S = 0.05
 SPARE_S = 5.0
 METRIC = "agent_memory_"
+UNIX = "unix:"
 
 Answers = dict[str, Any]
 
@@ -85,10 +87,17 @@ class Running:
                 f"Process {self.holder.pid} belongs to another user. Stop it as that one."
             ) from error
 
-    def asked(self) -> Answers:
+    def asked(self, key: str = "") -> Answers:
         """What it answers about itself; without what it does not answer in time."""
         answers: Answers = {}
-        with httpx.Client(base_url=self.holder.url, timeout=ANSWER_S, trust_env=False) as client:
+        url, transport = reached(self.holder.url)
+        with httpx.Client(
+            base_url=url,
+            transport=transport,
+            headers=bearer(key),
+            timeout=ANSWER_S,
+            trust_env=False,
+        ) as client:
             for path in ("/healthz", "/readyz", "/v1/models", "/v1/agents", "/metrics"):
                 try:
                     answer = client.get(path)
@@ -96,6 +105,13 @@ class Running:
                 except (httpx.HTTPError, ValueError):
                     break  # and none of the others
         return answers
+
+
+def reached(url: str) -> tuple[str, httpx.HTTPTransport | None]:
+    """Where HTTP is spoken, and through what if it is a Unix socket."""
+    if url.startswith(UNIX):
+        return "http://localhost", httpx.HTTPTransport(uds=url.removeprefix(UNIX))
+    return url, None
 
 
 def read_starts(path: Path) -> list[Start]:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agent_memory import config
+from agent_memory import config, keys
 from agent_memory.errors import NoServer
 from agent_memory.ops.running import Answers, Running, read_starts
 from agent_memory.ops.terminal import Terminal, number, size
@@ -23,10 +23,11 @@ EXIT_NOT_READY = 1
 def status(args: argparse.Namespace) -> int:
     """0: it is ready.  1: it runs and is not.  NoServer: it does not run."""
     path, terminal = _state_dir(args), Terminal(as_json=args.json)
+    key = keys.of_client(os.environ, args.api_key_file)
     running = Running.find(path)
     if running is None:
         return _nobody(path, terminal)
-    answers, start = running.asked() if running.holder.url else {}, running.start()
+    answers, start = running.asked(key) if running.holder.url else {}, running.start()
     found = seen(running, answers, start)
     if terminal.as_json:
         terminal.result(found)
@@ -72,6 +73,7 @@ def seen(running: Running, answers: Answers, start: Start | None) -> dict[str, A
         "phase": health.get("phase") or (start.phase if start else None),
         "step": (start.step or None) if start else None,
         "reason": trouble or ready.get("reason"),
+        "key_wanted": answers.get("/v1/models", {}).get("error", {}).get("message"),
         "failure": ready.get("failure"),
         "model": model.get("id"),
         "context_length": model.get("context_length"),
@@ -108,6 +110,7 @@ def _words(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("address", f"{found['url']}{'' if found['answers'] else ' (does not answer)'}"),
         ("phase", at if not found["reason"] else f"{at}: {found['reason']}"),
         ("why", found["failure"] or ""),
+        ("key", found["key_wanted"] or ""),
         ("model", f"{found['model']}{context}" if found["model"] else ""),
         ("agents", "" if found["agents"] is None else number(found["agents"])),
         ("requests", doing),

@@ -7,7 +7,7 @@ Pure; any thread.
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from agent_memory.errors import Refused, RequestError, Unavailable
+from agent_memory.errors import Refused, RequestError, Unauthorized, Unavailable
 from agent_memory.server import anthropic, openai
 
 
@@ -19,6 +19,8 @@ def error_response(error: RequestError, scope: Scope) -> JSONResponse:
     response = JSONResponse(body, error.status)
     if isinstance(error, Unavailable):
         response.headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Refused) and error.close:
         response.headers["Connection"] = "close"
     return response

@@ -1,18 +1,18 @@
 """What every request passes before a route sees it, and every answer on its way out.
 
-    body read to its end ─► protocol and headers ─► draining? ─► routes
+    protocol, headers, key ─► body, to its end ─► draining? ─► routes
+              │ refused
+              └─► body, to its end and forgotten ─► answer
 
-(Of a body that goes to disk, upload.py, only once the rest is in order.)
-
-The body comes first, whole and bounded: Hypercorn's task for a request that is answered while more
-than ten pieces of its body wait unread never ends.  What must be answered all the same is answered
-while the rest is read away.  Event loop.
+The body is always read, whole and bounded: Hypercorn's task for a request that is answered while
+more than ten pieces of its body wait unread never ends.  What must be answered all the same is
+answered while the rest is read away.  Bodies that go to disk: upload.py.  Event loop.
 """
 
 import asyncio
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from uuid import uuid4
 
 import structlog
@@ -20,7 +20,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent_memory.errors import Refused, RequestError, Unavailable
+from agent_memory.keys import Keys
 from agent_memory.server import anthropic, upload
+from agent_memory.server.access import Names, may_pass
 from agent_memory.server.failures import error_response
 from agent_memory.server.sse import disconnected
 from agent_memory.server.upload import Place
@@ -39,13 +41,20 @@ log = structlog.get_logger(__name__)
 
 
 class Gate:
-    """`host`: the bound one.  `place`: for large bodies.  `num_inside`: requests that passed and
-    are not yet answered."""
+    """`place`: for large bodies.  `num_inside`: requests that passed and are not yet answered."""
 
-    def __init__(self, app: ASGIApp, host: str, place: Place, draining: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        names: Names,
+        keys: Keys,
+        place: Place,
+        draining: Callable[[], bool],
+    ) -> None:
         self._app = app
         self._place = place
-        self._host = host.lower()
+        self._names = names
+        self._keys = keys
         self._draining = draining
         self.num_inside = 0
         self.empty = asyncio.Event()
@@ -66,25 +75,21 @@ class Gate:
             names.append(anthropic.REQUEST_ID)
         send = self._stamped(send, dict.fromkeys(names, request_id))
         try:
+            await self._check(scope, receive)
             if upload.is_upload(scope):
                 await self._upload(scope, receive, send)
                 return
             body = await read_body(receive)
             if body is None:
                 return
-            self._check(scope)
+            self._check_draining(scope)
         except RequestError as error:
             await _refuse(error, scope, receive, send)
             return
         await self._pass(scope, _replay(body, receive), send)
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises RequestError, with everything read that the client will send."""
-        try:
-            self._check(scope)
-        except RequestError as error:
-            await _read_away(receive, error)
-            raise
+        """Raises Refused."""
         file = await upload.spool(receive, self._place, upload.TAKEN[scope["path"]].most_bytes)
         if file is not None:
             with file:
@@ -108,24 +113,36 @@ class Gate:
         if not self.num_inside:
             self.empty.set()
 
-    def _check(self, scope: Scope) -> None:
+    async def _check(self, scope: Scope, receive: Receive) -> None:
+        """Raises RequestError, with everything read that the client will send."""
+        try:
+            self._check_head(scope)
+        except RequestError as error:
+            await _read_away(receive, error)
+            raise
+
+    def _check_head(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         if scope["http_version"] not in ("1.0", "1.1"):
             raise Refused(505, "http_version", "This server speaks HTTP/1.1 only.", close=True)
-        check_host(headers.getlist("host"), self._host)
+        check_length(headers)
+        check_host(headers.getlist("host"), self._names.of(scope))
         check_origin(headers)
+        scope["state"]["trusted"] = may_pass(scope["path"], headers, self._keys)
         if scope["method"] == "POST":
             if upload.is_upload(scope):
                 upload.check_type(headers, scope["path"])
             else:
                 check_json(headers)
-        if scope["method"] in CHANGING:
-            if self._draining():
-                raise Unavailable(
-                    "The server is shutting down. Try again in a moment.",
-                    reason="draining",
-                    retry_after=RETRY_AFTER_S,
-                )
+        self._check_draining(scope)
+
+    def _check_draining(self, scope: Scope) -> None:
+        if scope["method"] in CHANGING and self._draining():
+            raise Unavailable(
+                "The server is shutting down. Try again in a moment.",
+                reason="draining",
+                retry_after=RETRY_AFTER_S,
+            )
 
     def _stamped(self, send: Send, stamps: dict[str, str]) -> Send:
         """While draining, clients are asked to let go of their connections, too."""
@@ -141,7 +158,7 @@ class Gate:
         return stamped
 
 
-async def read_body(receive: Receive) -> bytes | None:
+async def read_body(receive: Receive, *, keep: bool = True) -> bytes | None:
     """The whole body; None if the client has gone.
 
     One that is too large is read to its end and forgotten, so that its sender is there to hear
@@ -156,7 +173,7 @@ async def read_body(receive: Receive) -> bytes | None:
                     return None
                 piece, more = message.get("body", b""), message.get("more_body", False)
                 num_bytes += len(piece)
-                if num_bytes <= MAX_BODY_BYTES:
+                if keep and num_bytes <= MAX_BODY_BYTES:
                     pieces.append(piece)
                 else:
                     pieces.clear()
@@ -177,15 +194,27 @@ async def read_body(receive: Receive) -> bytes | None:
 async def _read_away(receive: Receive, error: RequestError) -> None:
     """Raises Refused instead of the error if there is no end to it."""
     try:
-        await read_body(receive)
+        await read_body(receive, keep=False)
     except Refused as endless:
         if endless.close:
             raise endless from error
 
 
-def check_host(values: list[str], bound: str) -> None:
+def check_length(headers: Headers) -> None:
+    """Whoever stands between may read the other of both, and take the rest for a request of its
+    own.  Raises Refused."""
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise Refused(
+            400,
+            "two_lengths",
+            "Content-Length and Transfer-Encoding exclude each other: send one of them.",
+            close=True,
+        )
+
+
+def check_host(values: list[str], names: Collection[str]) -> None:
     """A page that made a name of its own point to this machine does not get in.  Raises Refused."""
-    if len(values) != 1 or not _is_ours(values[0], bound):
+    if len(values) != 1 or not _is_ours(values[0], names):
         raise Refused(
             421, "unknown_host", "The Host header must be exactly one and name this machine."
         )
@@ -195,7 +224,7 @@ def check_origin(headers: Headers) -> None:
     """A page of another site does not get in.  Raises Refused."""
     cross_site = headers.get("sec-fetch-site") == "cross-site"
     origins = (_ORIGIN.fullmatch(value) for value in headers.getlist("origin"))
-    if cross_site or not all(origin and _is_ours(origin[1], "") for origin in origins):
+    if cross_site or not all(origin and _is_ours(origin[1], ()) for origin in origins):
         raise Refused(403, "cross_origin", "Requests of web pages from elsewhere are refused.")
 
 
@@ -205,13 +234,13 @@ def check_json(headers: Headers) -> None:
         raise Refused(415, "media_type", "The Content-Type must be application/json.")
 
 
-def _is_ours(authority: str, bound: str) -> bool:
-    """Whether `name`, `name:port` or `[address]:port` is loopback, or the bound host."""
+def _is_ours(authority: str, names: Collection[str]) -> bool:
+    """Whether `name`, `name:port` or `[address]:port` is loopback, or one of `names`."""
     parts = _HOST.fullmatch(authority)
     if parts is None:
         return False
     name = parts[1].lower().strip("[]")
-    if name in ("localhost", bound):
+    if name == "localhost" or name in names:
         return True
     try:
         return ipaddress.ip_address(name).is_loopback

@@ -51,11 +51,17 @@ async def readyz(request: Request) -> Response:
     default = engine.models.default
     of_all = {"models": {model.name: shown(model) for model in engine.models}}
     if waits is None:
-        return JSONResponse({"status": "ready", "model": default.name, **of_all})
+        known = _trusting(request, model=default.name, **of_all)
+        return JSONResponse({"status": "ready", **known})
     reason, retry_after = waits
-    state = {"status": reason, "reason": reason, "progress": default.progress, **of_all}
     failure = HELD if engine.phase is Phase.HELD else default.failure
-    return JSONResponse({**state, "failure": failure}, 503, _later(retry_after))
+    more = _trusting(request, progress=default.progress, **of_all, failure=failure)
+    return JSONResponse({"status": reason, "reason": reason, **more}, 503, _later(retry_after))
+
+
+def _trusting(request: Request, **more: object) -> dict[str, object]:
+    """What names models and files is for who may know."""
+    return more if request.state.trusted else {}
 
 
 def _wait(engine: Engine) -> tuple[str, int] | None:
@@ -84,6 +90,8 @@ async def metrics(request: Request) -> Response:
     registry.engine_turn_age.set(0.0 if engine.heartbeat.rests else engine.heartbeat.turn_age_s)
     registry.connections.set(len(connections))
     registry.connections_cut.set(connections.num_cut)
+    for reason, closed in connections.num_closed.items():
+        registry.connections_closed.labels(reason).set(closed)
     registry.stalled_connections.set(connections.num_stalled)
     return Response(registry.text(), media_type=CONTENT_TYPE)
 

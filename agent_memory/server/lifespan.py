@@ -18,10 +18,12 @@ from agent_memory.engine.heartbeat import Trouble
 from agent_memory.engine.phase import HELD, Phase
 from agent_memory.metrics import Metrics
 from agent_memory.server import app, kept
+from agent_memory.server.access import Names
 from agent_memory.server.batch_runner import Batches
-from agent_memory.server.connections import Connections
+from agent_memory.server.connections import Connections, most_that_fit
 from agent_memory.server.explain import Explanations
 from agent_memory.server.gate import Gate
+from agent_memory.server.quotas import Quotas
 from agent_memory.server.recorder import Recorder
 from agent_memory.server.response_store import Responses
 from agent_memory.server.shutdown import Shutdown
@@ -52,7 +54,8 @@ class Lifespan:
         recorder: Recorder,
         hurry: asyncio.Event,
     ) -> None:
-        self.connections = Connections(config.send_timeout)
+        most = most_that_fit(config.max_connections)
+        self.connections = Connections(config.send_timeout, most)
         self._hurry = hurry
         self.leaving = asyncio.Event()
         self._store = store
@@ -77,9 +80,11 @@ class Lifespan:
             recorder.stage,
         )
         routes = app.build(self._entered)
-        self._batches = Batches(routes, documents, self._state, config.max_requests)
+        self._quotas = Quotas(config.agent_requests, config.agent_requests_per_minute)
+        self._batches = Batches(routes, documents, self._batch_state, config.max_requests)
         place = Place(state_dir.tmp, store.keeps_floor)
-        self.gate = Gate(routes, config.host, place, self._is_draining)
+        names = Names(None if config.uds else config.host)
+        self.gate = Gate(routes, names, config.api_keys, place, self._is_draining)
 
     @classmethod
     async def open(
@@ -138,7 +143,12 @@ class Lifespan:
             "responses": self._responses,
             "metrics": self._metrics,
             "connections": self.connections,
+            "quotas": self._quotas,
         }
+
+    def _batch_state(self) -> Mapping[str, object]:
+        """What a batch asks has been let in with it, and is never urgent."""
+        return {**self._state(), "quotas": Quotas()}
 
     async def drain(self) -> None:
         """Stages 1 and 2, while connections are still served."""

@@ -8,11 +8,9 @@ Main thread, event loop.
 """
 
 import asyncio
-import errno
 import logging
 import os
 import signal
-import socket
 import sys
 from typing import Never, cast
 
@@ -21,16 +19,16 @@ import hypercorn.config
 import structlog
 from hypercorn.typing import Framework
 
-from agent_memory.config import Config
-from agent_memory.errors import ConfigError, PortInUse, StartError
+from agent_memory.config import Config, is_loopback
+from agent_memory.errors import StartError
 from agent_memory.server import logs
 from agent_memory.server.lifespan import Lifespan
+from agent_memory.server.listener import BACKLOG, Listener
 from agent_memory.server.recorder import Recorder
 from agent_memory.server.shutdown import leave_within
 from agent_memory.stages import HARD_DEADLINE_S, PROMISE_S
 from agent_memory.store.state_dir import StateDir
 
-BACKLOG = 512
 CONNECTIONS_S = 1.0
 ABORTED_S = 0.5
 GRACEFUL_S = 3.0  # Hypercorn's own patience: above both, so that ours ends first
@@ -46,40 +44,23 @@ def main(config: Config, state_dir: StateDir) -> Never:
     themselves, MLX its compiled functions, and who asks for a dying interpreter is aborted.
     """
     logs.configure(config.log_format)
-    with listen(config.host, config.port) as listener:
-        url = _url(config.host, listener.getsockname()[1])
-        state_dir.sign(url, config.drain_timeout + PROMISE_S)
+    with Listener.open(config) as listener:
+        state_dir.sign(listener.url, config.drain_timeout + PROMISE_S)
         recorder = Recorder(state_dir.run)
         try:
             status = asyncio.run(_serve(config, state_dir, recorder, listener))
         except StartError as error:
             recorder.end(error.exit_code)
             raise
-    recorder.end(status)
+        recorder.end(status)
     state_dir.close()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUse(
-                f"Port {port} of {host} is taken. Stop what listens there (lsof -i :{port} names "
-                "it), or choose another with --port; 0 takes a free one."
-            ) from error
-        raise ConfigError(
-            f"Port {port} of {host} cannot be listened on: {error.strerror}. Choose another host "
-            "or port."
-        ) from error
-
-
 async def _serve(
-    config: Config, state_dir: StateDir, recorder: Recorder, listener: socket.socket
+    config: Config, state_dir: StateDir, recorder: Recorder, listener: Listener
 ) -> int:
     stop, hurry = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -87,7 +68,9 @@ async def _serve(
     lifespan = await Lifespan.open(config, state_dir, recorder, hurry)
     lifespan.connections.track()
     watching = asyncio.create_task(lifespan.watch(stop))
-    log.info("server_listening", host=config.host, port=listener.getsockname()[1])
+    log.info("server_listening", **listener.where)
+    if config.uds is None and not is_loopback(config.host):
+        log.warning("keys_and_prompts_cross_the_network_in_plain_http", host=config.host)
     recorder.ready()
     drained = asyncio.Event()
     serving = asyncio.create_task(
@@ -113,19 +96,15 @@ async def _serve(
     return lifespan.report()
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def _signalled(number: signal.Signals, stop: asyncio.Event, hurry: asyncio.Event) -> None:
     log.info("signal", name=number.name, means="hurry" if stop.is_set() else "stop")
     (hurry if stop.is_set() else stop).set()
 
 
-def _settings(config: Config, listener: socket.socket) -> hypercorn.config.Config:
+def _settings(config: Config, listener: Listener) -> hypercorn.config.Config:
     """Hypercorn closes the listener itself, and takes no body or stream to be too slow: we do."""
     settings = hypercorn.config.Config()
-    settings.bind = [f"fd://{listener.detach()}"]
+    settings.bind = [f"fd://{listener.socket.detach()}"]
     settings.backlog = BACKLOG
     settings.graceful_timeout = GRACEFUL_S
     settings.shutdown_timeout = config.drain_timeout + HARD_DEADLINE_S

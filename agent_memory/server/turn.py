@@ -5,7 +5,7 @@ API's shapes.  Prompts and answers are not logged.  Event loop.
 """
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,6 +38,7 @@ from agent_memory.server.ask import NO_EFFORT, Ask, Usage
 from agent_memory.server.explain import Explained, Explanations
 from agent_memory.server.gate import RETRY_AFTER_S
 from agent_memory.server.merge import merged
+from agent_memory.server.quotas import Quotas
 
 TOOL_CALLS = "tool_calls"
 
@@ -89,11 +90,13 @@ class Turn:
     def __init__(self, request: Request, ask: Ask, kind: str) -> None:
         self._engine: Engine = request.state.engine
         self._explanations: Explanations = request.state.explanations
+        self._quotas: Quotas = request.state.quotas
         self._request_id: str = request.state.request_id
         self.ask = ask
         self.id = f"{kind}{uuid4().hex}"
         self.model = self._engine.models.find(ask.model).name
         self._served: Served | None = None
+        self._leave: Callable[[], None] = lambda: None
         self._began = time.monotonic()
         self._told: Prompt = ask.prompt
         self._prompt: tuple[int, ...] = ()
@@ -134,6 +137,7 @@ class Turn:
     async def said(self) -> AsyncGenerator[Said, None]:
         """Up to a proper end of every answer.  Any other end is a RequestError."""
         try:
+            self._leave = self._quotas.enter(self.ask.agent)
             async with self._engine.models.use(self.model) as self._served:
                 requests = await self._admitted()
                 answers = [self._answer(n, request) for n, request in enumerate(requests)]
@@ -144,6 +148,7 @@ class Turn:
             self._finish = [error.code] * self.ask.choices
             raise
         finally:
+            self._leave()
             self._log()
 
     async def count(self) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,12 +25,6 @@ ADD = {
     },
 }
 TOOLS = [{"type": "function", "function": ADD}]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("sdk")) as server:
-        yield server.wait_ready()
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,7 @@ async def loads(engine: Engine, model: str) -> float:
     return float(counter._value.get())
 
 
+@pytest.mark.requirement("B-28")
 async def test_there_and_back_every_agent_finds_its_memory_and_memory_is_the_models(
     folders: Path, tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.requirement("B-28")
 async def test_who_is_being_answered_ends_on_its_model_and_who_comes_meanwhile_waits(
     folders: Path, tmp_path: Path
 ) -> None:
@@ -269,6 +271,7 @@ async def test_a_long_answer_goes_on_while_another_model_loads(
         long.cancel()
 
 
+@pytest.mark.requirement("B-28")
 async def test_what_fails_to_load_leaves_the_others_and_says_why(
     folders: Path, tmp_path: Path
 ) -> None:
@@ -305,6 +308,7 @@ async def test_what_fails_to_load_leaves_the_others_and_says_why(
         assert (await ask(engine, "gone", "Hello!")).text
 
 
+@pytest.mark.requirement("L-07")
 async def test_there_must_be_memory_for_it_and_who_left_in_vain_comes_back(
     folders: Path, tmp_path: Path
 ) -> None:

@@ -230,6 +230,7 @@ ONLY_ON = {"openblas": "linux", "wired": "darwin"}
 
 
 @pytest.mark.parametrize(("fault", "level"), FAULTS, ids=[fault.__name__ for fault, _ in FAULTS])
+@pytest.mark.requirement("L-26")
 def test_of_one_fault_exactly_that_is_found(fault: Fault, level: Level, world: World) -> None:
     name = fault.__name__.replace("_", " ")
     if ONLY_ON.get(fault.__name__, world.platform) != world.platform:

@@ -56,13 +56,18 @@ def test_what_is_printed_is_what_is_run(server: Server, program: Path, client: s
 def test_each_client_is_told_where_and_which(server: Server) -> None:
     claude = launch.claude(server.url, "builtin").variables
     assert claude["ANTHROPIC_BASE_URL"] == server.url and claude["ANTHROPIC_MODEL"] == "builtin"
+    patience = [claude["API_TIMEOUT_MS"], claude["CLAUDE_STREAM_IDLE_TIMEOUT_MS"]]
     codex = launch.codex(server.url, 'or"g/m').command
     settings = tomllib.loads("\n".join(codex[2::2]))
     assert settings["model"] == 'or"g/m' and settings["model_provider"] == launch.NAME
-    assert settings["model_providers"][launch.NAME]["base_url"] == f"{server.url}/v1"
+    told = settings["model_providers"][launch.NAME]
+    assert told["base_url"] == f"{server.url}/v1"
     opencode = launch.opencode(server.url, "org/m").variables["OPENCODE_CONFIG_CONTENT"]
     provider = json.loads(opencode)["provider"][launch.NAME]
     assert provider["options"]["baseURL"] == f"{server.url}/v1" and "org/m" in provider["models"]
+    options = provider["options"]
+    patience += [told["stream_idle_timeout_ms"], options["headerTimeout"], options["chunkTimeout"]]
+    assert {int(wait) for wait in patience} == {launch.PATIENCE_MS}
 
 
 def test_it_says_what_is_wrong(server: Server, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agent_memory.ops.running import Running, figures
 from agent_memory.store.state_dir import StateDir
 from tests.process import ENDLESS, Server
@@ -30,6 +32,7 @@ def status(folder: Path) -> tuple[int, dict[str, Any]]:
     return done.returncode, found
 
 
+@pytest.mark.requirement("L-33")
 def test_of_a_ready_server_and_of_none(tmp_path: Path) -> None:
     none = run(tmp_path, "status")
     assert none.returncode == 69 and "No server is running" in none.stderr
@@ -93,6 +96,7 @@ def test_one_that_ends_badly_meanwhile_is_told(tmp_path: Path) -> None:
         assert stopped.returncode == 70 and "not in order" in stopped.stdout
 
 
+@pytest.mark.requirement("L-33")
 def test_a_process_that_only_has_the_number_is_not_touched(tmp_path: Path) -> None:
     """The lock of a server that was killed names a process that is somebody else by now."""
     state_dir = StateDir.open(tmp_path / "state")
@@ -109,6 +113,7 @@ def test_a_process_that_only_has_the_number_is_not_touched(tmp_path: Path) -> No
         stranger.kill()
 
 
+@pytest.mark.requirement("L-33")
 def test_who_holds_the_directory_and_is_no_server_is_left_alone(tmp_path: Path) -> None:
     state_dir = StateDir.open(tmp_path / "state")
     refused = run(tmp_path, "stop")

@@ -125,6 +125,7 @@ def test_a_supervisor_that_says_no_is_quoted(home: Path) -> None:
     assert alone.returncode == 1 and "docs/operations.md" in alone.stderr
 
 
+@pytest.mark.requirement("L-34", "L-36")
 def test_the_launch_agent_waits_longer_than_the_stages_take(home: Path) -> None:
     text = service(home, "install", "--print", "--kind", "launchd").stdout
     agent = plistlib.loads(text.encode())
@@ -155,6 +156,7 @@ def test_a_file_that_is_none_of_ours_names_no_time(text: str, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd")
+@pytest.mark.requirement("L-34", "L-36")
 def test_systemd_understands_the_unit(home: Path) -> None:
     unit = home / "agent-memory.service"
     unit.write_text(service(home, "install", "--print", "--kind", "systemd").stdout)

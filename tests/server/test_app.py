@@ -10,7 +10,7 @@ from agent_memory.server import app
 
 READING = {
     *("agents.agents", "agents.agent", "agents.export"),
-    *("explain.explain", "health.models", "health.model"),
+    *("explain.explain", "models.models", "models.model"),
     *("health.root", "health.healthz", "health.readyz", "health.metrics"),
     *("responses.retrieve", "responses.input_items", "openapi.openapi"),
     *("files.listed", "files.one", "files.content", "batches.listed", "batches.one"),

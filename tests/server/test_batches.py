@@ -14,6 +14,7 @@ from tests.process import CHAT, ENDLESS, Server, chat
 
 COMPLETIONS = "/v1/completions"
 MESSAGES = "/v1/messages"
+RESPONSES = "/v1/responses"
 Answers = dict[str | None, dict[str, Any]]
 
 
@@ -214,12 +215,41 @@ def test_lines_that_ask_nonsense_have_an_error_line_each(server: Server) -> None
     assert server.get("/v1/agents/batcher").status_code == 200
 
 
-def test_a_batch_for_an_api_with_errors_of_its_own(server: Server) -> None:
-    asked = {"max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}
+def test_messages_say_what_single_ones_say(server: Server) -> None:
+    said = [{"role": "user", "content": "Hello"}]
+    asked = {"max_tokens": 5, "messages": said, "temperature": 0}
     raw = raw_lines(line("good", asked, MESSAGES), line("bad", {}, MESSAGES))
     output, errors = answers(server, wait_ended(server, begin(server, raw, MESSAGES)))
-    assert output["good"]["response"]["body"]["type"] == "message"
-    assert errors["bad"]["response"]["body"]["type"] == "error"
+    told = output["good"]["response"]["body"]
+    assert told["type"] == "message"
+    assert told["content"] == server.post(asked, MESSAGES).json()["content"]
+    refused = errors["bad"]["response"]
+    assert refused["status_code"] == 400
+    alone = server.post({}, MESSAGES).json()
+    assert refused["body"] == {**alone, "request_id": refused["request_id"]}
+
+
+def test_responses_are_kept_and_gone_on_from(server: Server) -> None:
+    first = {"input": "Hello", "max_output_tokens": 16, "temperature": 0, "user": "responder"}
+    raw = raw_lines(line("good", first, RESPONSES), line("bad", {}, RESPONSES))
+    output, errors = answers(server, wait_ended(server, begin(server, raw, RESPONSES)))
+    told = output["good"]["response"]["body"]
+    assert server.get(f"{RESPONSES}/{told['id']}").json() == told
+    single = server.post(first, RESPONSES).json()
+    assert said_in(told) == said_in(single) != ""
+    refused = errors["bad"]["response"]
+    assert (refused["status_code"], refused["body"]["error"]["param"]) == (400, "input")
+    second = {**first, "input": "And now?", "previous_response_id": told["id"]}
+    raw = raw_lines(line("on", second, RESPONSES))
+    output, _ = answers(server, wait_ended(server, begin(server, raw, RESPONSES)))
+    after = output["on"]["response"]["body"]
+    cached = after["usage"]["input_tokens_details"]["cached_tokens"]
+    assert cached >= told["usage"]["input_tokens"]
+    assert said_in(after) == said_in(server.post(second, RESPONSES).json())
+
+
+def said_in(response: dict[str, Any]) -> str:
+    return "".join(part["text"] for item in response["output"] for part in item["content"])
 
 
 @pytest.mark.parametrize(

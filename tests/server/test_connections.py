@@ -13,8 +13,11 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from agent_memory.errors import PortInUse
 from agent_memory.server.connections import Connections
 from agent_memory.server.gate import MAX_BODY_BYTES, MAX_IGNORED_BYTES
-from agent_memory.server.run import listen
-from tests.process import ENDLESS, Server, chat, post_head, raw_post, read_until
+from agent_memory.server.listener import listen
+from tests.process import CHAT, ENDLESS, Server, chat, post_head, raw_post, read_until
+
+CHUNKED = "Transfer-Encoding: chunked"
+JSON = "Content-Type: application/json"
 
 
 def read_all(client: socket.socket) -> bytes:
@@ -72,6 +75,7 @@ def test_a_reader_that_stalls_does_not_hold_the_others(server: Server) -> None:
         assert b"data: [DONE]" in read_until(client, b"data: [DONE]")
 
 
+@pytest.mark.requirement("F-13")
 def test_a_reader_that_stalls_is_cut_in_the_end(tmp_path: Path) -> None:
     with Server(tmp_path, "--send-timeout", "0.5").wait_ready() as server:
         with server.connect_and_stall() as client:
@@ -158,6 +162,21 @@ def test_odd_requests(server: Server, request_: bytes, expected: int) -> None:
         assert status(read_all(client)) == expected
 
 
+@pytest.mark.requirement("S-21")
+@pytest.mark.parametrize(
+    "lengths", [("Content-Length: 9", CHUNKED), (CHUNKED, "Content-Length: 9")]
+)
+def test_two_lengths_are_refused_and_the_rest_is_no_request(
+    server: Server, lengths: tuple[str, str]
+) -> None:
+    head = "\r\n".join([f"POST {CHAT} HTTP/1.1", "Host: localhost", JSON, *lengths, "", ""])
+    with server.connect() as client:
+        client.sendall(head.encode() + b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = read_all(client)
+    assert status(answer) == 400 and b"two_lengths" in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 @pytest.mark.requirement("S-17")
 def test_http_2_is_not_spoken(server: Server) -> None:
     speech = h2.connection.H2Connection()
@@ -197,7 +216,7 @@ def test_connections_are_tracked_by_a_class_that_hypercorn_uses() -> None:
     used = vars(hypercorn.asyncio.run)
     before = used["TCPServer"]
     try:
-        Connections(30).track()
+        Connections(30, 8).track()
         assert used["TCPServer"] is not before and issubclass(used["TCPServer"], TCPServer)
     finally:
         used["TCPServer"] = before

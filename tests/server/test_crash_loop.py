@@ -3,6 +3,8 @@
 import signal
 from pathlib import Path
 
+import pytest
+
 from agent_memory.store import starts
 from tests.process import Server
 
@@ -16,6 +18,7 @@ def die(folder: Path, number: signal.Signals, failpoint: str = "") -> None:
         assert server.wait(20) == -number
 
 
+@pytest.mark.requirement("L-38")
 def test_the_next_start_says_where_the_last_one_died(tmp_path: Path) -> None:
     die(tmp_path, signal.SIGSEGV, "engine.load:block")
     with Server(tmp_path) as server:
@@ -32,6 +35,7 @@ def test_the_next_start_says_where_the_last_one_died(tmp_path: Path) -> None:
         assert not server.events("previous_run") and not server.events("previous_faults")
 
 
+@pytest.mark.requirement("L-38")
 def test_stacks_on_demand(tmp_path: Path) -> None:
     with Server(tmp_path).wait_ready() as server:
         server.signal(signal.SIGUSR1)
@@ -41,6 +45,7 @@ def test_stacks_on_demand(tmp_path: Path) -> None:
         assert fault_log.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.requirement("L-37")
 def test_after_three_bad_ends_nothing_is_loaded_until_that_is_forgiven(tmp_path: Path) -> None:
     for _ in range(3):
         die(tmp_path, signal.SIGKILL)

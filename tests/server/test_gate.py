@@ -44,14 +44,14 @@ NOT_OURS = [
 @pytest.mark.requirement("S-01")
 @pytest.mark.parametrize("host", OURS)
 def test_hosts_of_this_machine(host: str) -> None:
-    check_host([host], "my-mac.local")
+    check_host([host], {"my-mac.local"})
 
 
 @pytest.mark.requirement("S-01")
 @pytest.mark.parametrize("hosts", [[], ["localhost", "localhost"], *([host] for host in NOT_OURS)])
 def test_hosts_of_elsewhere(hosts: list[str]) -> None:
     with pytest.raises(Refused) as caught:
-        check_host(hosts, "my-mac.local")
+        check_host(hosts, {"my-mac.local"})
     assert caught.value.status == 421
 
 

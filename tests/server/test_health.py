@@ -29,7 +29,12 @@ async def asked(folder: Path) -> AsyncIterator[tuple[Engine, httpx.AsyncClient]]
     routes = app.build(lambda app: asynccontextmanager(_nothing)())
 
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"] = {"engine": engine, "metrics": metrics, "connections": Connections(1)}
+        scope["state"] = {
+            "engine": engine,
+            "metrics": metrics,
+            "connections": Connections(1, 8),
+            "trusted": True,
+        }
         await routes(scope, receive, send)
 
     transport = httpx.ASGITransport(with_state)

@@ -73,6 +73,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, str]:
     return error
 
 
+@pytest.mark.requirement("B-06")
 def test_an_answer_is_the_same_whole_and_streamed(server: Server) -> None:
     whole = ask(server, message(FACTS))
     assert (whole["type"], whole["role"], whole["model"]) == ("message", "assistant", "builtin")
@@ -96,6 +97,7 @@ def test_an_answer_is_the_same_whole_and_streamed(server: Server) -> None:
     assert last == {"type": "message_stop"}
 
 
+@pytest.mark.requirement("B-06")
 def test_usage_and_the_count_are_true(server: Server) -> None:
     body = message("Count me: one, two, three.", system="Be short.")
     count = server.post({**body, "max_tokens": None}, COUNT_TOKENS).json()
@@ -189,6 +191,7 @@ class Talk:
         self.says("system", "It is late.")
 
 
+@pytest.mark.requirement("B-06")
 def test_each_turn_goes_on_from_the_one_before_and_from_disk_as_if_cold(
     server: Server, tmp_path: Path
 ) -> None:

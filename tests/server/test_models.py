@@ -66,6 +66,7 @@ def test_a_name_may_hold_slashes(server: Server, spelt: str) -> None:
     assert server.metric(f'model_unloads_total{{model="{SLASHED}"}}') >= 1
 
 
+@pytest.mark.requirement("B-29")
 def test_a_model_is_loaded_for_who_asks_and_memory_outlives_it(server: Server) -> None:
     for model in (None, SLASHED):
         fields = {"model": model} if model else {}

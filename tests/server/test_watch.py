@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.conftest import ordinary_text
 from tests.process import ENDLESS, Server, chat, raw_post
@@ -26,6 +27,7 @@ def ended_with(server: Server, reason: str) -> list[str]:
     return failed
 
 
+@pytest.mark.requirement("L-18")
 def test_a_dead_engine_is_told_and_its_requests_are_answered(tmp_path: Path) -> None:
     with Server(tmp_path, failpoint="engine.turn,engine.fail_all").wait_ready() as server:
         with ThreadPoolExecutor(2) as pool:
@@ -39,6 +41,7 @@ def test_a_dead_engine_is_told_and_its_requests_are_answered(tmp_path: Path) -> 
         assert server.event("engine_died") and server.event("engine_given_up")["requests"] == 1
 
 
+@pytest.mark.requirement("L-18")
 def test_an_engine_that_stands_still_is_given_up(tmp_path: Path) -> None:
     failpoint = "engine.stall:1,engine.turn:block"
     with Server(tmp_path, failpoint=failpoint).wait_ready() as server:

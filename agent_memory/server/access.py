@@ -1,0 +1,60 @@
+"""Who may ask, and under which names this machine is asked.
+
+With keys every path needs one, but for those listed here: a route cannot forget to ask.  Knows
+headers, not where they come from.  Event loop.
+"""
+
+import socket
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from agent_memory.config import is_loopback
+from agent_memory.errors import Unauthorized
+from agent_memory.keys import Keys
+
+OPEN = ("/health", "/healthz", "/readyz")
+"""What a supervisor asks.  Whoever brings no key is told neither names nor reasons there."""
+
+BEARER = "bearer "
+
+
+def may_pass(path: str, headers: Headers, keys: Keys) -> bool:
+    """Whether all may be told, which only at an open path can be no.  Raises Unauthorized."""
+    if not keys:
+        return True
+    brought = brought_keys(headers)
+    if any(keys.accept(key) for key in brought):
+        return True
+    if path in OPEN:
+        return False
+    if brought:
+        raise Unauthorized("invalid_api_key", "The key that was sent is none of this server's.")
+    raise Unauthorized(
+        "missing_api_key",
+        "This server asks for a key. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'; "
+        "the commands of agent-memory take it from AGENT_MEMORY_API_KEY or --api-key-file.",
+    )
+
+
+def brought_keys(headers: Headers) -> list[str]:
+    """Clients that know two ways use both."""
+    given = headers.getlist("authorization")
+    bearers = [text[len(BEARER) :].strip() for text in given if text.lower().startswith(BEARER)]
+    return [key for key in (*bearers, *headers.getlist("x-api-key")) if key]
+
+
+class Names:
+    """`bound`: the host listened on, None for a Unix socket."""
+
+    def __init__(self, bound: str | None) -> None:
+        self._always = frozenset({bound.lower()} if bound else ())
+        self._is_open = bound is not None and not is_loopback(bound)
+        if self._is_open:
+            self._always |= {socket.gethostname().lower()}
+
+    def of(self, scope: Scope) -> frozenset[str]:
+        """Beside those of loopback.  The address that was called is known of every connection."""
+        if self._is_open and scope["server"]:
+            return self._always | {scope["server"][0].lower()}
+        return self._always
