@@ -131,10 +131,12 @@ class Switching:
             await self._place(served, prepared)
             await self._clear(served, left, lambda: served.most_tokens > RESERVE_NEW_TOKENS)
             if served.most_tokens <= RESERVE_NEW_TOKENS:
-                raise await self._too_little_left(served)
+                raise self._too_little_left()
             self._ready(served)
         except Exception:
-            await self._bring_back(left)
+            if not self._changes.ending:
+                await self._when(partial(self._residents.unload, served.name))
+                await self._bring_back(left)
             raise
         finally:
             self.stay(left)
@@ -200,9 +202,8 @@ class Switching:
                 f"them ({figures}). Give the server more --memory-bytes, or choose a smaller model."
             )
 
-    async def _too_little_left(self, served: Served) -> ModelRefused:
+    def _too_little_left(self) -> ModelRefused:
         figures = budget.in_mb(self._residents.ledger)
-        await self._drop(served)
         return ModelRefused(
             f"The model leaves no memory for what it is to remember: {figures}. Give the "
             "server more --memory-bytes, or choose a smaller model."
@@ -262,7 +263,7 @@ class Switching:
 
     async def _bring_back(self, left: list[Served]) -> None:
         for served in left:
-            if served.phase is not Loaded.UNLOADED or self._changes.ending:
+            if served.phase is not Loaded.UNLOADED:
                 continue
             served.move(Loaded.LOADING)
             try:
