@@ -15,7 +15,6 @@ from agent_memory.metrics import Metrics
 from agent_memory.store.agents import Agent, Agents, Changed
 from agent_memory.store.block_files import BlockFiles
 from agent_memory.store.catalog import Catalog
-from agent_memory.store.days import Day, Days
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import full_file_bytes
 from agent_memory.store.heads import Chain, Turn
@@ -64,8 +63,8 @@ class BlockStore:
         cls, state: StateDir, metrics: Metrics, limits: Limits = DEFAULT_LIMITS
     ) -> "BlockStore":
         """Put the directory right and start the threads.  Raises StateDirError."""
-        index, catalog, agents = recover(state, metrics)
-        budget = Budget(limits, state.path, Days([Day(*row) for row in index.days()]))
+        index, catalog, agents, days = recover(state, metrics)
+        budget = Budget(limits, state.path, days)
         return cls(state, index, catalog, agents, budget, metrics)
 
     def find(self, block_hash: BlockHash) -> Block | None:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
@@ -17,6 +18,7 @@ from agent_memory.store import index as rows
 from agent_memory.store.agents import Agents
 from agent_memory.store.catalog import Catalog
 from agent_memory.store.complaints import Complaints
+from agent_memory.store.days import Day, Days
 from agent_memory.store.files import move_into, read_file, sync_folder, write_new
 from agent_memory.store.format import BlockFile, Rejected, identify
 from agent_memory.store.heads import Head, num_tokens
@@ -41,7 +43,14 @@ class Found:
     days: list[tuple[int, int, int]]
 
 
-def recover(state: StateDir, metrics: Metrics) -> tuple[Index, Catalog, Agents]:
+class Recovered(NamedTuple):
+    index: Index
+    catalog: Catalog
+    agents: Agents
+    days: Days
+
+
+def recover(state: StateDir, metrics: Metrics) -> Recovered:
     """Bring directory and index into agreement.  Raises StateDirError."""
     try:
         _begin(state)
@@ -52,6 +61,7 @@ def recover(state: StateDir, metrics: Metrics) -> tuple[Index, Catalog, Agents]:
             scan.run(found)
             agents = load_agents(scan.catalog, found)
             index.commit(scan.changes + _all_agents(agents))
+            days = Days([Day(*row) for row in index.days()])
         except BaseException:
             index.close()
             raise
@@ -60,7 +70,7 @@ def recover(state: StateDir, metrics: Metrics) -> tuple[Index, Catalog, Agents]:
             f"{state.path} cannot be prepared: {error}. "
             "Free some space there or make it writable, or choose another state directory."
         ) from error
-    return index, scan.catalog, agents
+    return Recovered(index, scan.catalog, agents, days)
 
 
 def _begin(state: StateDir) -> None:

@@ -50,13 +50,13 @@ def quarantine(state: StateDir, paths: Iterable[Path]) -> None:
 
 def settle(state: StateDir) -> None:
     """As a start does."""
-    index, _, _ = recover(state, Metrics())
+    index = recover(state, Metrics()).index
     index.close()
 
 
 def collect(state: StateDir, *, dry_run: bool) -> Collected:
     """Delete what no agent has in mind, what was quarantined and what was set aside."""
-    index, catalog, agents = recover(state, Metrics())
+    index, catalog, agents, _ = recover(state, Metrics())
     with closing(index):
         owned = {block_hash for agent in agents.all() for block_hash in agent.owned()}
         unowned = [file for file in catalog.files() if file.block.hash not in owned]
@@ -84,7 +84,7 @@ def rebuild(state: StateDir) -> Amount:
     if owners:
         with closing(Index.open(state.index)) as index:
             index.commit(owners)
-    index, catalog, _ = recover(state, Metrics())
+    index, catalog, _, _ = recover(state, Metrics())
     index.close()
     return _amount(catalog.files())
 
