@@ -7,7 +7,6 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import structlog
 
@@ -43,14 +42,7 @@ class Found:
     days: list[tuple[int, int, int]]
 
 
-class Recovered(NamedTuple):
-    index: Index
-    catalog: Catalog
-    agents: Agents
-    days: Days
-
-
-def recover(state: StateDir, metrics: Metrics) -> Recovered:
+def recover(state: StateDir, metrics: Metrics) -> tuple[Index, Catalog, Agents, Days]:
     """Bring directory and index into agreement.  Raises StateDirError."""
     try:
         _begin(state)
@@ -70,7 +62,7 @@ def recover(state: StateDir, metrics: Metrics) -> Recovered:
             f"{state.path} cannot be prepared: {error}. "
             "Free some space there or make it writable, or choose another state directory."
         ) from error
-    return Recovered(index, scan.catalog, agents, days)
+    return index, scan.catalog, agents, days
 
 
 def _begin(state: StateDir) -> None:

@@ -50,7 +50,7 @@ def quarantine(state: StateDir, paths: Iterable[Path]) -> None:
 
 def settle(state: StateDir) -> None:
     """As a start does."""
-    index = recover(state, Metrics()).index
+    index, *_ = recover(state, Metrics())
     index.close()
 
 

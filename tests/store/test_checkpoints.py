@@ -344,7 +344,7 @@ def test_an_index_of_the_version_before_is_not_misread(remembered: Opener) -> No
     try:
         with pytest.raises(StateDirError, match="version 2, this program knows 3"):
             look(state)
-        index, catalog, agents = recover(state, Metrics())
+        index, catalog, agents, _ = recover(state, Metrics())
         index.close()
         assert len(catalog) == 0 and agents.all() == []
         assert (remembered.path / "set-aside-1" / "index.db").exists()

@@ -251,7 +251,7 @@ def test_a_good_file_is_not_quarantined_for_the_bad_one_before_it(
 ) -> None:
     """The writer told late: the file it is told of has been replaced."""
     state, metrics, told = StateDir.open(opener.path), Metrics(), SimpleQueue[bool]()
-    index, catalog, agents = recover(state, metrics)
+    index, catalog, agents, _ = recover(state, metrics)
     budget = Budget(opener.limits, state.path, Days([]))
     on_disk = BlockFiles(state, metrics)
     writer = Writer(on_disk, index, catalog, agents, budget, metrics, lambda cut: None)
