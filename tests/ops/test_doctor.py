@@ -15,6 +15,7 @@ import pytest
 
 from agent_memory import builtin, config
 from agent_memory.metrics import Metrics
+from agent_memory.model_source import parse
 from agent_memory.ops import blas
 from agent_memory.ops.checks import CHECKS, Case, Finding, Level
 from agent_memory.ops.doctor import examine
@@ -197,7 +198,7 @@ def service(world: World) -> Iterator[None]:
 def model(world: World) -> Iterator[None]:
     (world.home / "model").mkdir()
     (world.home / "model" / "config.json").write_text("{}")
-    world.flags["model"] = str(world.home / "model")
+    world.flags["model"] = parse(str(world.home / "model"))
     yield
 
 
@@ -285,11 +286,11 @@ def run(*args: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_model_is_known_before_it_is_loaded(tmp_path: Path) -> None:
-    world = World(tmp_path, "linux", dict(LINUX), {"model": str(builtin.PATH), "kv_bits": 8})
+    world = World(tmp_path, "linux", dict(LINUX), {"model": parse(str(builtin.PATH)), "kv_bits": 8})
     found = world.findings()["context"].found
     assert found.startswith("8,192 tokens, 1.1 kB of memory for each")
     assert world.findings()["model"].found.endswith("of weights")
     world.flags["memory_bytes"] = 1 << 20
     assert "do not fit" in world.findings()["model"].found
-    world.flags["model"] = "no-such/model"
+    world.flags["model"] = parse("no-such/model")
     assert world.findings()["model"].level is Level.WARN
