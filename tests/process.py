@@ -107,7 +107,7 @@ class Server(ServerProcess):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 512)
         client.connect(("127.0.0.1", self.port))
-        before = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8
+        before = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4
         client.sendall(before + raw_post(chat(ENDLESS, stream=True, **fields)))
         self.wait_until(lambda: self.metric("stalled_connections") == 1)
         return client
