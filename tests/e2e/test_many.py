@@ -51,6 +51,7 @@ class Agent:
 
 
 @pytest.mark.requirement("B-19", "B-31")
+@pytest.mark.slow
 def test_ten_agents_in_turns_know_their_own_and_nothing_else(tmp_path: Path) -> None:
     with Server(tmp_path).wait_ready() as server, ThreadPoolExecutor(NUM_AGENTS) as pool:
         agents = [Agent(server, n) for n in range(NUM_AGENTS)]
@@ -66,6 +67,7 @@ def test_ten_agents_in_turns_know_their_own_and_nothing_else(tmp_path: Path) -> 
 
 
 @pytest.mark.requirement("B-20")
+@pytest.mark.slow
 def test_more_agents_than_ram_has_room_for(tmp_path: Path) -> None:
     """The oldest are on disk only, and everybody is answered."""
     texts = [ordinary_text()[2500 * n : 2500 * (n + 1)] for n in range(8)]

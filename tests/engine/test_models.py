@@ -172,6 +172,7 @@ async def test_however_many_ask_it_is_loaded_once(folders: Path, tmp_path: Path)
             await ask(engine, "z", PAGES)
 
 
+@pytest.mark.slow
 async def test_who_was_used_longest_ago_leaves_and_the_pinned_never(
     folders: Path, tmp_path: Path
 ) -> None:
@@ -334,6 +335,7 @@ async def test_there_must_be_memory_for_it_and_who_left_in_vain_comes_back(
         assert (await ask(engine, "a", "Hello!")).text == first.text
 
 
+@pytest.mark.slow
 async def test_a_prompt_too_long_beside_another_model_makes_that_one_leave(
     folders: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ async def test_who_is_answered_goes_on_while_a_long_prompt_is_computed(tmp_path:
 
 
 @pytest.mark.requirement("B-24")
+@pytest.mark.slow
 async def test_who_asks_little_does_not_wait_for_who_asks_much(tmp_path: Path) -> None:
     async with running(tmp_path / "alone") as engine:
         alone = [(await ask(engine, ENDLESS, "slow", 300)).text, (await ask(engine, FACTS)).text]

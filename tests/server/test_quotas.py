@@ -88,6 +88,7 @@ def test_without_limits_there_are_none() -> None:
 
 
 @pytest.mark.requirement("B-10")
+@pytest.mark.slow
 def test_of_a_real_server(tmp_path: Path) -> None:
     limits = ("--agent-requests", "1", "--agent-requests-per-minute", "3")
     with Server(tmp_path, *limits).wait_ready() as server, ThreadPoolExecutor(1) as pool:
