@@ -204,10 +204,11 @@ def context_length(config: dict[str, Any]) -> int:
 def default_sampling(path: Path) -> SamplingParams:
     """What the model's makers recommend, for requests that do not say."""
     file = path / "generation_config.json"
-    facts = json.loads(file.read_text()) if file.is_file() else {}
+    told = json.loads(file.read_text()) if file.is_file() else {}
+    facts = {name: value for name, value in told.items() if value is not None}
     return SamplingParams(
-        temperature=float(facts.get("temperature") or 1.0),
-        top_p=float(facts.get("top_p") or 1.0),
-        top_k=int(facts.get("top_k") or 0),
-        min_p=float(facts.get("min_p") or 0.0),
+        temperature=float(facts.get("temperature", 1.0)),
+        top_p=float(facts.get("top_p") or 1.0),  # 0 would leave no token
+        top_k=int(facts.get("top_k", 0)),
+        min_p=float(facts.get("min_p", 0.0)),
     )

@@ -84,3 +84,19 @@ def test_no_code_of_a_model_is_run(tmp_path: Path, file: str, facts: dict[str, o
         error = load.exception()
     assert not (tmp_path / "was-run").exists()
     assert error is None or isinstance(error, ModelRefused | ValueError)
+
+
+@pytest.mark.parametrize(
+    ("told", "temperature"),
+    [
+        ({}, 1.0),
+        ({"temperature": None}, 1.0),
+        ({"temperature": 0}, 0.0),
+        ({"temperature": 0.6}, 0.6),
+    ],
+)
+def test_what_a_models_makers_recommend(
+    tmp_path: Path, told: dict[str, object], temperature: float
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(told), "utf-8")
+    assert loader.default_sampling(tmp_path).temperature == temperature
