@@ -102,6 +102,8 @@ def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_neither_server_nor_files(tmp_path: Path, number: int) -> None:
+    # What a shell starts in the background is told to ignore SIGINT, and passes that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         DEMO, env=environ(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
