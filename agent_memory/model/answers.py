@@ -18,7 +18,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tool_parsers import json_tools
 
 CALL_START, CALL_END = json_tools.tool_call_start, json_tools.tool_call_end
-"""Around {"name": …, "arguments": …}: the form of calls that a grammar made the model write."""
+"""Around {"name": …, "arguments": …}: the form of calls that a grammar makes the model write."""
 
 _JSON_CALL = re.compile(
     r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'

@@ -90,7 +90,7 @@ class ChatTokenizer:
     def reader(
         self, prompt: Sequence[int], *, tools: Sequence[object], forced: bool
     ) -> AnswerReader:
-        """Of the answer to a prompt.  `forced`: it was made to call tools, in our form."""
+        """Of the answer to a prompt.  `forced`: a grammar makes it, and its calls have our form."""
         thinks = bool(self.end_of_thought(prompt))
         return AnswerReader(self._markers, tools, thinks=thinks, forced=forced)
 

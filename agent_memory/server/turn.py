@@ -241,11 +241,9 @@ class Turn:
     def _reader(self) -> AnswerReader | Verbatim:
         if not isinstance(self._told, Conversation):
             return Verbatim()
-        calls = self.ask.calls
-        forced = bool(calls.tools) and self._constraint is not None
-        return self.tokenizer.reader(
-            self._prompt, tools=self._told.tools if calls.tools else (), forced=forced
-        )
+        tools = self._told.tools if self.ask.calls.tools else ()
+        held = self._constraint is not None
+        return self.tokenizer.reader(self._prompt, tools=tools, forced=held)
 
     def _note(self, event: Started) -> None:
         told = self._told if isinstance(self._told, Conversation) else Conversation(())

@@ -146,6 +146,14 @@ def test_forced_calls_have_one_form_whatever_the_model() -> None:
         ]
 
 
+def test_what_a_grammar_made_has_no_markers_but_its_own() -> None:
+    """Between a JSON text's quotes the model's own are words like others."""
+    text = '{"a": "<think>b</think> <tool_call>{}</tool_call>"}'
+    assert read(text, reader(forced=True, tools=False)) == [Words(text)]
+    thinking = reader(forced=True, tools=False, said="<|im_start|>assistant\n<think>\n")
+    assert read(f"hm</think>\n{text}", thinking) == [Thought("hm"), Words(text)]
+
+
 def test_markers_that_are_special_tokens_are_read() -> None:
     made = tokenizer(MISTRAL)
     stream = made.stream()
