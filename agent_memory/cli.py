@@ -63,6 +63,7 @@ def parser() -> Parser:
     add_explain(commands.add_parser("explain", help="why a request was a miss"))
     add_launch(commands.add_parser("launch", help="a coding agent that uses this server"))
     add_demo(commands.add_parser("demo", help="show in a minute what is remembered"))
+    add_bench(commands.add_parser("bench", help="what a model switch costs here, and speed"))
     return top
 
 
@@ -174,6 +175,26 @@ def add_demo(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="Print one JSON object instead.")
     command.add_argument("--kv-bits", choices=("4", "8", "none"), help="As for serve.")
     command.add_argument("--no-preload", action="store_true", help="As for serve.")
+
+
+def add_bench(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=bench)
+    command.add_argument(
+        "--mode", choices=("quick", "normal", "full"), default="normal", help="2, 10, more minutes."
+    )
+    command.add_argument("--only", metavar="PART,PART", help="Some of the parts.")
+    command.add_argument(
+        "--model", action="append", metavar="SOURCE", help="As for serve; two or more of them."
+    )
+    command.add_argument("--kv-bits", choices=("4", "8", "none"), help="As for serve.")
+    command.add_argument(
+        "--peer", action="append", metavar="NAME=COMMAND", help="Another server, with {port}."
+    )
+    command.add_argument("--url", help="A server of ours that already runs; not all is measured.")
+    command.add_argument(
+        "--out", type=Path, metavar="FOLDER", default=Path("agent-memory-bench"), help="Results."
+    )
+    command.add_argument("--keep", action="store_true", help="Keep the servers' files and logs.")
 
 
 def add_explain(command: argparse.ArgumentParser) -> None:
@@ -341,6 +362,11 @@ def serve(args: argparse.Namespace) -> int:
 
 def launch(args: argparse.Namespace) -> int:
     code: int = importlib.import_module("agent_memory.ops.launch").main(args)
+    return code
+
+
+def bench(args: argparse.Namespace) -> int:
+    code: int = importlib.import_module("agent_memory.bench.main").main(args)
     return code
 
 

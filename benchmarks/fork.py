@@ -14,9 +14,9 @@ from pathlib import Path
 
 import httpx
 
+from agent_memory.bench.texts import texts
 from agent_memory.ops.client import Client
 from agent_memory.ops.process import ServerProcess
-from benchmarks.texts import texts
 
 NUM_FORKS = 100
 NUM_TOKENS = 2000

@@ -20,11 +20,11 @@ import httpx
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent_memory.bench.models import random_model
+from agent_memory.bench.texts import texts
 from agent_memory.ops import blas
 from agent_memory.ops.process import ServerProcess
-from benchmarks import random_model
 from benchmarks.figures import Figure, console, figure, report
-from benchmarks.texts import texts
 
 AGENTS = 5
 RESTORED_TOKENS = 2000
@@ -39,7 +39,7 @@ class Bench:
 
     def __init__(self, folder: Path, kv_bits: str) -> None:
         self.folder = folder
-        self.model = random_model.make(folder / "model")
+        self.model = random_model(folder / "model")
         self.kv_bits = kv_bits
 
     def serve(self, stack: ExitStack, state: str, *more: str) -> ServerProcess:

@@ -19,11 +19,11 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import BatchKVCache
 
+from agent_memory.bench.models import random_model
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.model.loader import LoadedModel, load_whole
 from agent_memory.model.runner import Job
 from agent_memory.model.sampler import Draw, sample
-from benchmarks import random_model
 from benchmarks.figures import Figure, console, figure, ratios
 
 ROWS = 8
@@ -92,8 +92,8 @@ def prompts(num_tokens: int, loaded: LoadedModel) -> list[list[int]]:
 def measure(folder: Path, model: Path, rounds: int) -> list[Figure]:
     return [
         *steps(model, BURSTS_PER_ROUND * rounds),
-        *building(random_model.make(folder / "narrow", **NARROW), BUILDS_PER_ROUND * rounds),
-        *allocation(random_model.make(folder / "few-layers", num_hidden_layers=FEW_LAYERS)),
+        *building(random_model(folder / "narrow", NARROW), BUILDS_PER_ROUND * rounds),
+        *allocation(random_model(folder / "few-layers", {"num_hidden_layers": FEW_LAYERS})),
     ]
 
 

@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from agent_memory.bench.models import Model, float32_copy
+from agent_memory.bench.servers import MlxLm, in_turn
+from agent_memory.bench.streams import Message, Stream, assistant, gaps_between, user
+from agent_memory.bench.texts import texts
 from agent_memory.ops import blas
-from agent_memory.ops.client import Client
 from agent_memory.ops.process import ServerProcess
 from benchmarks.figures import Figure, console, figure, ratios, report
-from benchmarks.peers import MlxLmServer, float32_copy
-from benchmarks.streams import Stream, gaps_between
-from benchmarks.texts import texts
 
 STEP_TOKENS = 256
 CONTEXT_TOKENS = 1500
@@ -31,7 +31,7 @@ FULL_STEPS = CONTEXT_TOKENS // STEP_TOKENS
 AGENTS = 5
 SETTINGS = ("none", "8", "4")
 COLD_TARGET = {"none": 1.15, "8": 1.3, "4": 1.3}
-QUESTION = {"role": "user", "content": "What is my favorite color?"}
+QUESTION = user("What is my favorite color?")
 
 
 def ours(stack: ExitStack, folder: Path, kv_bits: str) -> ServerProcess:
@@ -42,32 +42,34 @@ def ours(stack: ExitStack, folder: Path, kv_bits: str) -> ServerProcess:
     return server
 
 
-def first_token_ms(port: int, agent: str, messages: list[dict[str, str]]) -> tuple[float, int, str]:
+def url_of(server: ServerProcess) -> str:
+    return f"http://127.0.0.1:{server.port}"
+
+
+def first_token_ms(url: str, agent: str, messages: list[Message]) -> tuple[float, int, str]:
     """-> (milliseconds to the first text, cached tokens, the answer)."""
-    with Client(port) as client:
-        answer = client.chat(agent, messages, max_tokens=16)
+    with Stream(url, agent, messages, 16) as answer:
+        answer.wait()
     return 1000 * answer.first_token_s, answer.cached_tokens, answer.text
 
 
-def warm(port: int) -> None:
-    first_token_ms(port, "warmer", [{"role": "user", "content": "Hello!"}])
+def warm(url: str) -> None:
+    first_token_ms(url, "warmer", [user("Hello!")])
 
 
 def cold(folder: Path, rounds: int, text: Iterator[str]) -> list[Figure]:
     times: dict[str, list[float]] = {name: [] for name in ("mlx_lm.server", *SETTINGS)}
     with ExitStack() as stack:
-        peer = stack.enter_context(
-            MlxLmServer(float32_copy(folder / "float32"), STEP_TOKENS, folder / "log-peer")
-        )
-        ports = {"mlx_lm.server": peer.port}
-        ports |= {bits: ours(stack, folder, bits).port for bits in SETTINGS}
-        for port in ports.values():
-            warm(port)
+        builtin = Model("builtin", str(float32_copy(folder / "float32")))
+        peer = stack.enter_context(MlxLm(folder, STEP_TOKENS).start([builtin], "peer"))
+        urls = {"mlx_lm.server": peer.url}
+        urls |= {bits: url_of(ours(stack, folder, bits)) for bits in SETTINGS}
+        for url in urls.values():
+            warm(url)
         for n in range(rounds):
-            said = [{"role": "user", "content": next(text)}]
-            names = list(ports)[n % len(ports) :] + list(ports)[: n % len(ports)]
-            for name in names:
-                ms, cached, _ = first_token_ms(ports[name], f"cold-{n}", said)
+            said = [user(next(text))]
+            for name in in_turn(list(urls), n):
+                ms, cached, _ = first_token_ms(urls[name], f"cold-{n}", said)
                 assert cached < 16, f"{name} remembered {cached} tokens of a new text"
                 times[name].append(ms)
     console.print({name: f"{statistics.median(ms):.0f} ms" for name, ms in times.items()})
@@ -83,11 +85,11 @@ def cold(folder: Path, rounds: int, text: Iterator[str]) -> list[Figure]:
 
 def restored(folder: Path, kv_bits: str, text: Iterator[str]) -> list[Figure]:
     """Agents with long contexts; a restart, the same again; a restart, one more turn."""
-    talks = {f"agent-{n}": [{"role": "user", "content": next(text)}] for n in range(AGENTS)}
+    talks = {f"agent-{n}": [user(next(text))] for n in range(AGENTS)}
     cold_ms, answers, _ = _ask_all(folder, kv_bits, talks)
     again_ms, _, again_cached = _ask_all(folder, kv_bits, talks)
     for agent, talk in talks.items():
-        talk += [{"role": "assistant", "content": answers[agent]}, QUESTION]
+        talk += [assistant(answers[agent]), QUESTION]
     more_ms, _, more_cached = _ask_all(folder, kv_bits, talks)
     fewest = min(again_cached + more_cached)
     assert fewest >= CONTEXT_TOKENS - 100, f"only {fewest} tokens from memory"
@@ -103,15 +105,15 @@ def restored(folder: Path, kv_bits: str, text: Iterator[str]) -> list[Figure]:
 
 
 def _ask_all(
-    folder: Path, kv_bits: str, talks: dict[str, list[dict[str, str]]]
+    folder: Path, kv_bits: str, talks: dict[str, list[Message]]
 ) -> tuple[list[float], dict[str, str], list[int]]:
     """A server started, warmed, asked by every agent in turn, and stopped."""
     times, answers, cached = [], {}, []
     with ExitStack() as stack:
         server = ours(stack, folder, kv_bits)
-        warm(server.port)
+        warm(url_of(server))
         for agent, talk in talks.items():
-            ms, from_memory, answers[agent] = first_token_ms(server.port, agent, talk)
+            ms, from_memory, answers[agent] = first_token_ms(url_of(server), agent, talk)
             times.append(ms)
             cached.append(from_memory)
         assert server.stop().exit_code == 0
@@ -121,15 +123,12 @@ def _ask_all(
 def gaps(folder: Path, kv_bits: str, text: Iterator[str]) -> list[Figure]:
     """A long prompt arrives while another answer is being streamed."""
     with ExitStack() as stack:
-        port = ours(stack, folder, kv_bits).port
-        warm(port)
-        alone = [
-            first_token_ms(port, f"alone-{n}", [{"role": "user", "content": next(text)}])[0]
-            for n in range(3)
-        ]
+        url = url_of(ours(stack, folder, kv_bits))
+        warm(url)
+        alone = [first_token_ms(url, f"alone-{n}", [user(next(text))])[0] for n in range(3)]
         longest, ratios = [], []
         for n in range(3):
-            inside = _gaps_while_arriving(port, f"arriving-{n}", next(text))
+            inside = _gaps_while_arriving(url, f"arriving-{n}", next(text))
             longest.append(max(inside) / statistics.median(alone))
             ratios.append(max(inside) / statistics.median(inside))
     return [
@@ -138,12 +137,12 @@ def gaps(folder: Path, kv_bits: str, text: Iterator[str]) -> list[Figure]:
     ]
 
 
-def _gaps_while_arriving(port: int, agent: str, text: str) -> list[float]:
+def _gaps_while_arriving(url: str, agent: str, text: str) -> list[float]:
     """Milliseconds between the running answer's tokens in the steps that computed the prompt."""
-    with Stream(port, "repeating", "Repeat this:\n" + "0" * 100, 1500) as running:
+    with Stream(url, "repeating", "Repeat this:\n" + "0" * 100, 1500) as running:
         running.wait_for(50)
         began = time.monotonic()
-        ms, _, _ = first_token_ms(port, agent, [{"role": "user", "content": text}])
+        ms, _, _ = first_token_ms(url, agent, [user(text)])
     inside = [at for at in running.moments if began <= at <= began + ms / 1000]
     return [1000 * s for s in sorted(gaps_between(inside))[-FULL_STEPS:]]
 

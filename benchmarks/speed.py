@@ -18,12 +18,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from agent_memory.bench.servers import Server
+from agent_memory.bench.streams import Stream, gaps_during, tokens_per_second
+from agent_memory.bench.texts import Pages
 from agent_memory.ops import blas
 from benchmarks import overhead
 from benchmarks.figures import Figure, console, figure, ratios, report
-from benchmarks.fleet import NAMES, OURS, THEIRS, Fleet, Server, ask, in_turn, metric, rest
-from benchmarks.streams import Stream, gaps_during, tokens_per_second
-from benchmarks.texts import Pages
+from benchmarks.fleet import NAMES, OURS, THEIRS, Fleet, in_turn, metric
 
 EQUAL = [500] * 8
 RAGGED = [50, 100, 200, 400, 700, 1200, 2000, 3000]
@@ -70,21 +71,23 @@ def decode(fleet: Fleet, rounds: int) -> list[Figure]:
                 prompts = [pages.take(length) for length in lengths]
                 for name in in_turn(n):
                     status.update(f"decode, round {n + 1} of {rounds}: {shape}, {name}")
-                    streams = answered(servers[name], f"{n}-{shape.replace(' ', '-')}", prompts)
+                    streams = answered(
+                        fleet, servers[name], f"{n}-{shape.replace(' ', '-')}", prompts
+                    )
                     rates[shape][name].append(tokens_per_second(streams))
     return [made for shape in SHAPES for made in decode_figures(shape, rates[shape])]
 
 
-def answered(server: Server, agent: str, prompts: list[str]) -> list[Stream]:
+def answered(fleet: Fleet, server: Server, agent: str, prompts: list[str]) -> list[Stream]:
     """All at once, each by an agent of its own, and then a rest."""
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(Stream(server.port, f"{agent}-{i}", prompt, NUM_DECODED))
+            stack.enter_context(fleet.stream(server, f"{agent}-{i}", prompt, NUM_DECODED))
             for i, prompt in enumerate(prompts)
         ]
         for stream in streams:
-            stream.wait()
-    rest(server)
+            stream.wait_whole()
+    server.rest()
     return streams
 
 
@@ -116,7 +119,7 @@ def gaps(fleet: Fleet, rounds: int) -> list[Figure]:
         for name in OURS:
             server = fleet.start(stack, name, "gaps")
             for n, prompt in enumerate(known):
-                ask(server, f"known-{n}", prompt)
+                fleet.ask(server, f"known-{n}", prompt)
             stack.close()
     worst, restored = nothing(), {name: list[float]() for name in OURS}
     with ExitStack() as stack, console.status("gaps") as status:
@@ -125,11 +128,11 @@ def gaps(fleet: Fleet, rounds: int) -> list[Figure]:
             prompt = pages.take(LONG_TOKENS)
             for name in in_turn(n):
                 status.update(f"gaps, round {n + 1} of {rounds}: {name}")
-                seen, _ = while_arriving(servers[name], f"new-{n}", prompt)
+                seen, _ = while_arriving(fleet, servers[name], f"new-{n}", prompt)
                 worst[name].append(1000 * max(seen))
                 if name in OURS:
                     step = statistics.median(sorted(seen)[-FULL_STEPS:])
-                    seen, cached = while_arriving(servers[name], f"known-{n}", known[n])
+                    seen, cached = while_arriving(fleet, servers[name], f"known-{n}", known[n])
                     assert cached >= LONG_TOKENS - 100, f"only {cached} tokens from disk"
                     restored[name].append(max(seen) / step)
     tell("longest gap while a prompt arrives", worst, "ms")
@@ -145,14 +148,16 @@ def gaps(fleet: Fleet, rounds: int) -> list[Figure]:
     ]
 
 
-def while_arriving(server: Server, agent: str, prompt: str) -> tuple[list[float], int]:
+def while_arriving(
+    fleet: Fleet, server: Server, agent: str, prompt: str
+) -> tuple[list[float], int]:
     """-> (seconds between the running stream's tokens, tokens of the prompt from memory)."""
-    with Stream(server.port, "running", "Go on.", RUNNING_TOKENS) as running:
+    with fleet.stream(server, "running", "Go on.", RUNNING_TOKENS) as running:
         running.wait_for(20)
-        with Stream(server.port, agent, prompt, 1) as arriving:
-            arriving.wait()
+        with fleet.stream(server, agent, prompt, 1) as arriving:
+            arriving.wait_whole()
         running.wait_for(len(running.moments) + 1)
-    rest(server)
+    server.rest()
     seen = gaps_during(running.moments, arriving.sent, arriving.moments[0])
     return seen, arriving.cached_tokens
 
@@ -172,7 +177,7 @@ def memory(fleet: Fleet, rounds: int) -> list[Figure]:
                 status.update(f"memory, round {n + 1} of {rounds}: {name}")
                 with ExitStack() as stack:
                     server = fleet.start(stack, name, f"memory-{n}")
-                    grown[name].append(peak_growth(server, prompts) / 2**20)
+                    grown[name].append(peak_growth(fleet, server, prompts) / 2**20)
                     if name in OURS:
                         pool[name].append(metric(server, "pool_bytes") / 2**20)
     tell("peak memory above the loaded model", grown, "MiB")
@@ -192,11 +197,11 @@ def memory(fleet: Fleet, rounds: int) -> list[Figure]:
     ]
 
 
-def peak_growth(server: Server, prompts: list[str]) -> int:
+def peak_growth(fleet: Fleet, server: Server, prompts: list[str]) -> int:
     """Bytes.  What loading took for a moment is forgotten first."""
     Path(f"/proc/{server.pid}/clear_refs").write_text("5")
     before = peak_bytes(server)
-    answered(server, "ragged", prompts)
+    answered(fleet, server, "ragged", prompts)
     return peak_bytes(server) - before
 
 
@@ -218,7 +223,7 @@ def prefill(fleet: Fleet, rounds: int) -> list[Figure]:
                 prompt = pages.take(length)
                 for name in in_turn(n):
                     status.update(f"prefill, round {n + 1} of {rounds}: {length}, {name}")
-                    answer = ask(servers[name], f"{n}-{length}", prompt)
+                    answer = fleet.ask(servers[name], f"{n}-{length}", prompt)
                     computed = answer.prompt_tokens - answer.cached_tokens
                     assert answer.cached_tokens < 16, f"{answer.cached_tokens} tokens were known"
                     rates[length][name].append(computed / answer.first_token_s)
@@ -248,7 +253,9 @@ PARTS: dict[str, Callable[[Fleet, int], list[Figure]]] = {
     "gaps": gaps,
     "memory": memory,
     "prefill": prefill,
-    "overhead": lambda fleet, rounds: overhead.measure(fleet.folder, fleet.model, rounds),
+    "overhead": lambda fleet, rounds: overhead.measure(
+        fleet.folder, Path(fleet.model.source), rounds
+    ),
 }
 
 

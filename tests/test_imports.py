@@ -14,7 +14,7 @@ from tests.source import package_files, python_files, text, tree
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
-# server → engine → {model → kvcache, store} → leaves, with cli on top and ops beside.
+# server → engine → {model → kvcache, store} → leaves, with cli on top, ops and bench beside.
 MAY_IMPORT = {
     "leaf": {"leaf"},
     "kvcache": {"leaf", "kvcache"},
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "engine": {"leaf", "kvcache", "store", "model", "engine"},
     "server": {"leaf", "kvcache", "store", "model", "engine", "server"},
     "ops": {"leaf", "store", "ops"},
+    "bench": {"leaf", "ops", "bench"},
     "cli": {"leaf", "store.state_dir", "ops", "cli"},
 }
 
@@ -34,10 +35,12 @@ ONLY_IN = {
         "engine/engine.py",
         "engine/drawing.py",
         "engine/step_loop.py",
+        "bench/models.py",
+        "bench/bare.py",
     ),
     "llguidance": ("model/grammar.py",),
-    "mlx_lm": ("model/",),
-    "tokenizers": ("model/",),
+    "mlx_lm": ("model/", "bench/models.py", "bench/bare.py"),
+    "tokenizers": ("model/", "bench/models.py", "bench/texts.py"),
     "transformers": ("model/",),
     "starlette": ("server/",),
     "hypercorn": ("server/",),
@@ -52,6 +55,7 @@ ONLY_IN = {
         "engine/transfer.py",
     ),
     "importlib": (
+        "bench/machine.py",  # versions
         "cli.py",  # loads a command's code when it runs
         "ops/backend.py",
         "ops/machine.py",
@@ -143,6 +147,7 @@ def test_the_clock_on_the_wall_is_only_shown_and_written_down() -> None:
     asks = re.compile(r"\btime\.time\(|datetime\.now|\.today\(")
     asking = {str(file) for file in package_files() if asks.search(text(file))}
     assert {file.removeprefix("agent_memory/") for file in asking} == {
+        "bench/main.py",  # the date of results
         "ops/checks.py",  # when processes that are gone by now began and ended
         "ops/running_commands.py",
         "ops/terminal.py",  # how long ago, for people

@@ -1,6 +1,7 @@
 """Ordinary text in pieces of a wanted length: what every CPython ships about itself."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from pydoc_data.topics import topics
 
 from tokenizers import Tokenizer
@@ -12,10 +13,13 @@ TEMPLATE_TOKENS = 20
 
 
 class Pages:
-    """Texts of any length, none beginning like another."""
+    """Texts of any length, none beginning like another.
 
-    def __init__(self) -> None:
-        self._tokenizer = Tokenizer.from_file(str(builtin.PATH / "tokenizer.json"))
+    `tokenizer`: a tokenizer.json, whose tokens are counted.
+    """
+
+    def __init__(self, tokenizer: Path = builtin.PATH / "tokenizer.json") -> None:
+        self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._ids = self._tokenizer.encode("\n".join(topics[name] for name in sorted(topics))).ids
         self._at = 0
         self._passes = 0

@@ -1,6 +1,7 @@
 """Streamed answers of any OpenAI-like server, with the moment at which each token came.
 
-A thread for each stream reads; whoever made it waits.
+Knows the wire format of /v1/chat/completions as any client does, and of no server more than its
+address.  A thread for each stream reads; whoever made it waits.
 """
 
 import json
@@ -12,27 +13,53 @@ from typing import Any, Self
 
 import httpx
 
+from agent_memory.errors import ServerFailed
+
 TIMEOUT_S = 600.0
+TEXTS = ("content", "reasoning_content", "reasoning")
+
+Message = dict[str, str]
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
 
 
 class Stream:
     """One answer, most likely tokens first.  At the end of `with` it is broken off.
 
-    `moments`: of the tokens, on the monotonic clock; each has come with a text of its own.
+    `url`: the server's, without a path.  `moments`: of the tokens, on the monotonic clock; each has
+    come with a text of its own.  `text`: all of it so far.
     """
 
-    def __init__(self, port: int, agent: str, prompt: str, max_tokens: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        agent: str,
+        messages: str | Sequence[Message],
+        max_tokens: int,
+        model: str | None = None,
+    ) -> None:
+        """`messages`: a text alone is what the user says first.  No `model`: the server's own."""
         self.moments: list[float] = []
+        self.text = ""
         self.usage: dict[str, Any] = {}
-        self._url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        self._url = f"{url}/v1/chat/completions"
         self._headers = {"X-Agent-ID": agent}
-        self._body = {
-            "messages": [{"role": "user", "content": prompt}],
+        said = [user(messages)] if isinstance(messages, str) else list(messages)
+        self._body: dict[str, Any] = {
+            "messages": said,
             "max_tokens": max_tokens,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if model is not None:
+            self._body["model"] = model
         self._enough = threading.Event()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._read)
@@ -65,10 +92,17 @@ class Stream:
             time.sleep(0.005)
 
     def wait(self) -> Self:
-        """Until its end.  Raises if it was not a whole answer, a text for each token."""
+        """Until its end.  Raises what went wrong, also where nothing came."""
         self._thread.join()
         if self._error is not None:
             raise self._error
+        if not self.moments:
+            raise ServerFailed("The answer has no text.")
+        return self
+
+    def wait_whole(self) -> Self:
+        """Also that it has all its tokens, with a text for each."""
+        self.wait()
         max_tokens, told = self._body["max_tokens"], self.usage["completion_tokens"]
         assert told == max_tokens, f"{told} tokens instead of {max_tokens}: ended its turn"
         assert len(self.moments) == told, f"{told} tokens came in {len(self.moments)} pieces"
@@ -94,8 +128,10 @@ class Stream:
         chunk = json.loads(line.removeprefix("data: "))
         if "error" in chunk:
             raise RuntimeError(chunk["error"])
-        if any(choice["delta"].get("content") for choice in chunk["choices"]):
+        pieces = [choice["delta"].get(kind) for choice in chunk["choices"] for kind in TEXTS]
+        if any(pieces):
             self.moments.append(now)
+            self.text += "".join(piece for piece in pieces if piece)
         self.usage = chunk.get("usage") or self.usage
 
 
