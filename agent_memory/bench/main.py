@@ -27,6 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from agent_memory import builtin
 from agent_memory.bench import machine, models
 from agent_memory.bench.bench import Bench, Course, Mode, Part
+from agent_memory.bench.limits import Limits
 from agent_memory.bench.measured import Notes
 from agent_memory.bench.models import Model
 from agent_memory.bench.servers import CHUNKS, Contender, MlxLm, Ours, Running, peer
@@ -84,9 +85,10 @@ def run(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine.describe(folder),
     }
-    with _progress(console) as progress:
+    with _progress(console) as progress, Limits(folder) as limits:
         total = sum(part.seconds[args.mode] for part in parts)
-        bench = prepare(args, folder, Course(progress, progress.add_task("", total=total)))
+        course = Course(progress, progress.add_task("", total=total))
+        bench = prepare(args, folder, limits, course)
         results["models"] = [model.name for model in bench.models]
         results["servers"] = [contender.name for contender in bench.contenders]
         for part in parts:
@@ -108,7 +110,7 @@ def measured(bench: Bench, part: Part) -> dict[str, Any]:
     }
 
 
-def prepare(args: argparse.Namespace, folder: Path, course: Course) -> Bench:
+def prepare(args: argparse.Namespace, folder: Path, limits: Limits, course: Course) -> Bench:
     """Raises UsageError."""
     course.begin("models", 0)
     on_cpu = backend.find() == "cpu"
@@ -125,7 +127,8 @@ def prepare(args: argparse.Namespace, folder: Path, course: Course) -> Bench:
         chunks = CHUNKS[:1] if args.mode == "quick" else CHUNKS
         contenders = [ours, *(MlxLm(folder, chunk) for chunk in chunks)]
         contenders += [peer(text, folder) for text in args.peer or []]
-    return Bench(args.mode, folder, chosen, ours, contenders, Pages(_tokenizer(chosen[0])), course)
+    pages = Pages(_tokenizer(chosen[0]))
+    return Bench(args.mode, folder, chosen, ours, contenders, pages, limits, course)
 
 
 def _tokenizer(model: Model) -> Path:
