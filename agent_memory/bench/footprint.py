@@ -23,11 +23,9 @@ NAME = "memory"
 FULL_AGENTS = 3.5
 """The budget holds so many with K and V as the model computes them, and nothing else."""
 MEGABYTE = 1 << 20
-MOST_AGENTS = 100
-GROWN_BY = 8
+MOST_AGENTS = 50
+GROWN_BY = 9
 """Agents; fewer than the prompts that `mlx_lm.server` keeps unless told otherwise."""
-SCALES = {"none": 1.0, "8": 1.125, "4": 1.25}
-"""About how much more K and V take with their scales; where to begin to look."""
 WRITTEN_S = 60.0
 POLL_S = 0.02
 
@@ -37,18 +35,21 @@ Point = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """`bits`: of ours, for one model after the other.  `theirs`: of `mlx_lm.server`, likewise."""
+    """`bits`: of ours, for one model after the other.  `theirs`: of `mlx_lm.server`, likewise; for
+    so many models as `fitting` it is found out how many agents it has room for.
+    """
 
     agent_tokens: int
     bits: Sequence[Sequence[str]]
     theirs: Sequence[Sequence[str]]
+    fitting: int
 
 
 ALL = ("none", "8", "4")
 SIZES: dict[Mode, Sizes] = {
-    "quick": Sizes(500, (ALL,), (("none",),)),
-    "normal": Sizes(500, (ALL, ("8",)), (("none", "8"), ("none",))),
-    "full": Sizes(1000, (ALL, ALL), (ALL, ALL)),
+    "quick": Sizes(500, (ALL,), (("none",),), 1),
+    "normal": Sizes(500, (ALL, ("none", "8")), (("none", "8"), ("none",)), 1),
+    "full": Sizes(1000, (ALL, ALL), (ALL, ALL), 2),
 }
 
 
@@ -100,7 +101,9 @@ def measure(bench: Bench) -> None:
             of_ours(bench, bench.ours, case)
     for case in theirs:
         with bench.course.step(f"{case.model.name}, {case.bits} bits, mlx_lm.server"):
-            of_theirs(bench, case)
+            grown_by_theirs(bench, case)
+            if case.bits == "none" and case.number < sizes.fitting:
+                fitting_theirs(bench, case)
 
 
 def of_ours(bench: Bench, ours: Ours, case: Case) -> None:
@@ -129,12 +132,11 @@ def of_ours(bench: Bench, ours: Ours, case: Case) -> None:
     _note_fitting(bench, ours.name, case, len(points))
 
 
-def of_theirs(bench: Bench, case: Case) -> None:
+def grown_by_theirs(bench: Bench, case: Case) -> None:
     """With its own flags for the same number of bits, the quantizing from the first token on."""
     flags: tuple[str, ...] = ()
     if case.bits != "none":
         flags = ("--kv-bits", case.bits, "--quantized-kv-start", "0")
-    name = MlxLm(bench.folder, CHUNKS[0]).name
     points: list[Point] = []
     with MlxLm(bench.folder, CHUNKS[0], flags).start([case.model], NAME) as server:
         tokens = 0
@@ -143,10 +145,14 @@ def of_theirs(bench: Bench, case: Case) -> None:
             with server.stream(_agent(number), text, 1, case.model) as stream:
                 tokens += stream.wait().prompt_tokens
             points.append((tokens, server.resident_bytes))
-    _note_growth(bench, name, case, points)
-    flags += ("--prompt-cache-bytes", str(case.budget), "--prompt-cache-size", str(MOST_AGENTS))
+    _note_growth(bench, server.name, case, points)
+
+
+def fitting_theirs(bench: Bench, case: Case) -> None:
+    """Only unquantized: with --kv-bits it does not heed --prompt-cache-bytes."""
+    flags = "--prompt-cache-bytes", str(case.budget), "--prompt-cache-size", str(MOST_AGENTS)
     with MlxLm(bench.folder, CHUNKS[0], flags).start([case.model], NAME) as server:
-        _note_fitting(bench, name, case, _num_cached(bench, server, case))
+        _note_fitting(bench, server.name, case, _num_cached(bench, server, case))
 
 
 def _num_cached(bench: Bench, server: Server, case: Case) -> int:
@@ -159,14 +165,12 @@ def _num_cached(bench: Bench, server: Server, case: Case) -> int:
                 stream.wait()
         return stream.cached_tokens > stream.prompt_tokens / 2
 
-    count = int(case.budget / case.tokens / case.token_bytes / SCALES[case.bits])
-    if are_kept(max(count, 1)):
-        while are_kept(count + 1):
-            count += 1
-        return count
-    while count > 1 and not are_kept(count - 1):
-        count -= 1
-    return max(count - 1, 0)
+    count = max(int(case.budget / case.tokens / case.token_bytes), 1)
+    if not are_kept(count):
+        return next((fewer for fewer in range(count - 1, 0, -1) if are_kept(fewer)), 0)
+    while count < MOST_AGENTS and are_kept(count + 1):
+        count += 1
+    return count
 
 
 def _note_growth(bench: Bench, name: str, case: Case, points: Sequence[Point]) -> None:
@@ -214,4 +218,4 @@ def _tokens(agents: Sequence[dict[str, Any]]) -> int:
     return sum(agent["tokens"] for agent in agents)
 
 
-PART = Part(NAME, "Memory", measure, {"quick": 18, "normal": 45, "full": 200})
+PART = Part(NAME, "Memory", measure, {"quick": 20, "normal": 60, "full": 240})

@@ -22,7 +22,7 @@ from agent_memory.bench.bench import Bench, Mode, Part
 from agent_memory.bench.limits import Scored
 from agent_memory.bench.models import Model
 from agent_memory.bench.servers import CHUNKS, MlxLm, Ours, Server
-from agent_memory.bench.streams import TIMEOUT_S, Message, assistant, user
+from agent_memory.bench.streams import TIMEOUT_S, Message, Stream, assistant, user
 
 NAME = "quality"
 ALONE = "mlx-lm alone"
@@ -51,7 +51,7 @@ class Sizes:
 BITS = ("none", "8", "4")
 SIZES: dict[Mode, Sizes] = {
     "quick": Sizes(2, 256, 4, 1),
-    "normal": Sizes(4, 768, 8, 3),
+    "normal": Sizes(4, 512, 8, 3),
     "full": Sizes(16, 2048, 32, 8),
 }
 
@@ -79,14 +79,12 @@ def measure(bench: Bench) -> None:
     with bench.course.step("mlx_lm.server"):
         other = MlxLm(bench.folder, CHUNKS[0])
         with other.start([model], NAME) as server:
-            asked = [server.ask(talk.agent, talk.messages, model, ANSWER_TOKENS) for talk in talks]
-        others_share = _share(talks, [stream.text for stream in asked])
+            others_share = _share(talks, _asked(server, model, talks, ANSWER_TOKENS))
     for bits in BITS:
         with bench.course.step(f"{bits} bits"):
             with bench.ours.start([model], f"{NAME}-{bits}", "--kv-bits", bits) as server:
                 _note_perplexity(bench, server, model, bits, scored)
-                for talk in talks:
-                    server.ask(talk.agent, talk.messages, model)
+                _asked(server, model, talks, 1)
                 server.stop()
             share = _recalled(bench, bench.ours, model, bits, talks)
             for name, right in ((bench.ours.name, share), (other.name, others_share)):
@@ -110,19 +108,27 @@ def _note_perplexity(
 def _recalled(bench: Bench, ours: Ours, model: Model, bits: str, talks: Sequence[Talk]) -> float:
     """By a process that has read all this from the disk."""
     with ours.start([model], f"{NAME}-{bits}", "--kv-bits", bits) as server:
-        asked = [server.ask(talk.agent, talk.messages, model, ANSWER_TOKENS) for talk in talks]
+        asked = _asked(server, model, talks, ANSWER_TOKENS)
     restored = sum(s.cached_tokens for s in asked) / sum(s.prompt_tokens for s in asked)
     at = _at(model, bits, len(talks))
     bench.notes.add("restored share of prompts", at, "", ours.name, restored, more_is_better=True)
-    return _share(talks, [stream.text for stream in asked])
+    return _share(talks, asked)
+
+
+def _asked(server: Server, model: Model, talks: Sequence[Talk], max_tokens: int) -> list[Stream]:
+    asked = []
+    for talk in talks:
+        with server.stream(talk.agent, talk.messages, max_tokens, model) as stream:
+            asked.append(stream.wait())
+    return asked
 
 
 def _at(model: Model, bits: str, num_questions: int) -> dict[str, str | int]:
     return {"model": model.name, "kv_bits": bits, "questions": num_questions}
 
 
-def _share(talks: Sequence[Talk], answers: Sequence[str]) -> float:
-    right = [talk.is_right(text) for talk, text in zip(talks, answers, strict=True)]
+def _share(talks: Sequence[Talk], asked: Sequence[Stream]) -> float:
+    right = [talk.is_right(stream.text) for talk, stream in zip(talks, asked, strict=True)]
     return sum(right) / len(right)
 
 
