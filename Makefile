@@ -10,7 +10,7 @@ FAST = LD_PRELOAD=$$($(BIN)/python -c 'from agent_memory.ops import blas; print(
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test test-all check fix bench lock
+.PHONY: help install serve demo test test-all check fix bench audit lock
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,10 @@ fix: install  ## mend what lint and format can mend
 
 bench: install  ## compare side by side with a server that does not remember
 	$(BIN)/python -m benchmarks.side_by_side $(ARGS)
+
+audit:  ## ask PyPI for known holes in the pinned packages (needs uv and the network)
+	for lock in requirements/*.txt; do \
+	    uvx pip-audit --disable-pip --require-hashes -r $$lock || exit 1; done
 
 lock:  ## pin the newest versions that fit (needs uv)
 	for lock in default:cpu cuda:cuda; do uv pip compile pyproject.toml --upgrade \
