@@ -26,7 +26,7 @@ demo: install  ## show in a minute what is remembered
 test: install  ## the fast tests
 	$(FAST) $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
-test-all: install  ## every test, about an hour; counts go to build/suites.jsonl
+test-all: install  ## every test, about two hours; counts go to build/suites.jsonl
 	$(FAST) $(BIN)/python -m pytest -q --suites build/suites.jsonl $(ARGS)
 
 check: install  ## lint, format and types; changes nothing
