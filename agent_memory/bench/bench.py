@@ -11,6 +11,7 @@ from typing import Literal
 
 from rich.progress import Progress, TaskID
 
+from agent_memory.bench.limits import Limits
 from agent_memory.bench.measured import Notes
 from agent_memory.bench.models import Model
 from agent_memory.bench.servers import Contender, Ours
@@ -77,5 +78,6 @@ class Bench:
     ours: Ours | None
     contenders: Sequence[Contender]
     pages: Pages
+    limits: Limits
     course: Course
     notes: Notes = field(default_factory=Notes)

@@ -24,6 +24,7 @@ from rich.console import Console
 from agent_memory import builtin
 from agent_memory.bench import elsewhere, machine, models, report, results
 from agent_memory.bench.bench import Bench, Course, Mode, Part
+from agent_memory.bench.limits import Limits
 from agent_memory.bench.measured import Notes
 from agent_memory.bench.models import Model
 from agent_memory.bench.progress import progress, tell
@@ -123,9 +124,9 @@ def run(
     }
     if args.url is not None:
         found["url"] = args.url
-    with progress(console) as shown:
+    with progress(console) as shown, Limits(folder) as limits:
         total = sum(part.seconds[args.mode] for part in parts)
-        bench = prepare(args, folder, Course(shown, shown.add_task("", total=total)))
+        bench = prepare(args, folder, limits, Course(shown, shown.add_task("", total=total)))
         found["models"] = [model.name for model in bench.models]
         found["servers"] = [contender.name for contender in bench.contenders]
         for part in parts:
@@ -152,7 +153,7 @@ def measured(bench: Bench, part: Part) -> dict[str, Any]:
     }
 
 
-def prepare(args: argparse.Namespace, folder: Path, course: Course) -> Bench:
+def prepare(args: argparse.Namespace, folder: Path, limits: Limits, course: Course) -> Bench:
     """Raises StartError."""
     course.begin("models", 0)
     ours: Ours | None = None
@@ -167,7 +168,8 @@ def prepare(args: argparse.Namespace, folder: Path, course: Course) -> Bench:
         chunks = CHUNKS[:1] if args.mode == "quick" else CHUNKS
         contenders = [ours, *(MlxLm(folder, chunk) for chunk in chunks)]
         contenders += [peer(text, folder) for text in args.peer or []]
-    return Bench(args.mode, folder, chosen, ours, contenders, Pages(_tokenizer(chosen[0])), course)
+    pages = Pages(_tokenizer(chosen[0]))
+    return Bench(args.mode, folder, chosen, ours, contenders, pages, limits, course)
 
 
 def _models(sources: Sequence[str], folder: Path) -> list[Model]:
