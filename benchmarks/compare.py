@@ -207,7 +207,8 @@ def show(old: Run, new: Run, rows: Sequence[Row]) -> None:
         console.print(f"Updated meanwhile: {', '.join(updates)}.", markup=False)
     if pace := machine_pace(old, new):
         console.print(f"{MLX_LM} itself takes {pace:.2f} times as long as before (median).")
-    table = Table("figure", OURS, f"{OURS} / {MLX_LM}", "counts from", "", box=None)
+    console.print(f"How the medians have changed; ours: {OURS}, theirs: {MLX_LM}.")
+    table = Table("figure", "ours", "ours/theirs", "counts from", "", box=None)
     for row in rows:
         cells = [_percent(row.ours), _percent(row.ratio), _percent(row.least)]
         style = {WORSE: "red", BETTER: "green"}.get(row.verdict, "")
@@ -222,12 +223,12 @@ def _percent(factor: float | None) -> str:
     return "–" if factor is None else f"{100 * (factor - 1):+.0f} %"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="What has changed from one run to another.")
     parser.add_argument("old", type=Path, nargs="?", default=FOLDER / "previous.json")
     parser.add_argument("new", type=Path, nargs="?", default=FOLDER / "latest.json")
     parser.add_argument("--json", action="store_true", help="Print JSON instead.")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         old, new = (json.loads(file.read_text("utf-8")) for file in (args.old, args.new))
     except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from agent_memory.bench import tables
 from agent_memory.bench.measured import Measured
@@ -35,6 +35,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 HATCHES = ("", "//", "..", "xx", "--", "++")
 LIMIT = "limit of this machine"
+FORMAT = FuncFormatter(lambda value, _: number(value))
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "fontsize": 8}
+CLOSE = 1.3
+"""What is above a point by less than this factor would hide its label."""
 
 Line = tuple[str, list[tuple[float, float]]]
 """What it is, and its points."""
@@ -74,13 +78,9 @@ def switch(measured: Sequence[Measured]) -> Figure | None:
 
 def memory(measured: Sequence[Measured]) -> Figure | None:
     shown = [one for one in measured if "per token" in one.name]
-    kinds = [f"{one.name.replace(' per token', '')}\n{_circumstances(one)}" for one in shown]
+    kinds = [f"{one.name.replace(' per token', '')}\n{tables.in_words(one.at)}" for one in shown]
     title = "Memory for each token, lower is better"
     return _bars(list(zip(kinds, shown, strict=True)), title)
-
-
-def _circumstances(one: Measured) -> str:
-    return ", ".join(f"{name} {value}" for name, value in one.at.items())
 
 
 def _bars(groups: Sequence[tuple[str, Measured]], title: str) -> Figure | None:
@@ -107,14 +107,15 @@ def _bars(groups: Sequence[tuple[str, Measured]], title: str) -> Figure | None:
     axes.set_xticks(range(len(groups)), [text for text, _ in groups], fontsize=8)
     axes.set_ylabel(groups[0][1].unit)
     axes.margins(y=0.15)
-    axes.legend()
+    axes.yaxis.set_major_formatter(FORMAT)
+    axes.legend(**BESIDE)
     return figure
 
 
 def ttft(measured: Sequence[Measured]) -> Figure | None:
     """Milliseconds over tokens: everything cold, and ours restored."""
-    timed = [m for m in measured if {"state", "prompt", "tokens"} <= m.at.keys() and m.limit]
-    timed = timed or [m for m in measured if m.unit in ("ms", "s") and "tokens" in m.at]
+    keys = {"state", "prompt", "tokens"}
+    timed = [m for m in measured if keys <= m.at.keys() and m.unit == "ms"]
     cold = [m for m in timed if m.at.get("prompt") == "cold"]
     again = [m for m in timed if m.at.get("prompt") == "identical"]
     lines = [(f"{OURS}, cold", _over("tokens", cold, OURS))]
@@ -141,16 +142,18 @@ def concurrency(measured: Sequence[Measured]) -> Figure | None:
 
 def growth(measured: Sequence[Measured]) -> Figure | None:
     """Milliseconds over whatever grows, each thing a line."""
-    timed = [m for m in measured if m.unit == "ms" and len(m.at) == 1]
-    kinds = dict.fromkeys((m.name, next(iter(m.at))) for m in timed)
-    lines = [
-        (
-            f"{name}, by {key}",
-            _over(key, (m for m in timed if (m.name, *m.at) == (name, key)), OURS),
-        )
-        for name, key in kinds
-    ]
+    timed = [m for m in measured if m.unit == "ms" and _grows(m)]
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for one in timed:
+        key = _grows(one)
+        where = "".join(f", {value}" for value in one.at.values() if isinstance(value, str))
+        kinds.setdefault(f"{one.name}{where}, by {key}", []).extend(_over(key, [one], OURS))
+    lines = [(name, sorted(points)) for name, points in kinds.items()]
     return _lines(lines, [], "How costs grow, lower is better", "how many", timed)
+
+
+def _grows(one: Measured) -> str:
+    return next((key for key, value in one.at.items() if isinstance(value, int)), "")
 
 
 def _lines(
@@ -169,7 +172,8 @@ def _lines(
         xs, ys = zip(*points, strict=True)
         axes.plot(xs, ys, marker=MARKERS[n % len(MARKERS)], label=name, **_look(n))
         for x, y in points:
-            _label(axes, x, y)
+            hidden = any(at == x and y < other < CLOSE * y for _, ps in lines for at, other in ps)
+            _label(axes, x, y, below=hidden)
     for name, points in limits:
         if points:
             xs, ys = zip(*points, strict=True)
@@ -179,11 +183,12 @@ def _lines(
     counts = sorted({x for _, points in lines for x, _ in points})
     axes.set_xticks(counts, [f"{count:,.0f}" for count in counts])
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FORMAT)
     axes.set_xlabel(along)
     axes.set_ylabel(measured[0].unit)
     axes.margins(0.08, 0.12)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    axes.legend(**BESIDE)
     return figure
 
 
@@ -196,9 +201,9 @@ def _axes(title: str, width: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _label(axes: Axes, x: float, y: float) -> None:
-    above = {"xytext": (0, 6), "textcoords": "offset points"}
-    axes.annotate(number(y), (x, y), fontsize=7, ha="center", **above)
+def _label(axes: Axes, x: float, y: float, *, below: bool) -> None:
+    place: dict[str, Any] = {"xytext": (0, -12 if below else 6), "textcoords": "offset points"}
+    axes.annotate(number(y), (x, y), fontsize=7, ha="center", **place)
 
 
 def _look(n: int) -> dict[str, Any]:

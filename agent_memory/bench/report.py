@@ -101,9 +101,8 @@ def _show_section(console: Console, section: Section) -> None:
 
 
 def _show_table(console: Console, table: Table) -> None:
-    shown = RichTable(
-        title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    console.print(table.title, style="italic", markup=False)
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for n, name in enumerate(table.columns):
         if n < table.aligned:
             shown.add_column(Text(name), overflow="fold")

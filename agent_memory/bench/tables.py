@@ -9,12 +9,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent_memory.bench.measured import Measured, of_json
+from agent_memory.bench.measured import At, Measured, of_json
 from agent_memory.bench.servers import MLX_LM, OURS
 
 ORDER = ("switch", "ttft", "concurrency", "pressure", "memory", "quality", "growth")
 """In which people read the parts; what is not here comes after."""
 HEADLINE = "back at work"
+SWITCH = (
+    HEADLINE,
+    "stop",
+    "start",
+    "load",
+    "first token",
+    "first token of each agent",
+    "tokens restored",
+    "memory before",
+    "memory after",
+)
+"""What is told of a switch first.  The ratio beside it is that of the headline."""
 NOTHING = "–"
 
 
@@ -70,21 +82,33 @@ def _tables(measured: Sequence[Measured]) -> Iterator[Table]:
 
 
 def table(group: Sequence[Measured], *, detail: bool = False) -> Table:
-    """Of one thing under several circumstances; columns in which nothing stands are left out."""
-    first = group[0]
+    """Of one thing under several circumstances.  Columns in which nothing stands are left out, and
+    what is the same for all is said once.
+    """
+    same = constant(group)
+    keys = [key for key in group[0].at if key not in same]
     peers = list(dict.fromkeys(name for one in group for name in others(one)))
-    columns = [*first.at, f"{OURS} / {MLX_LM}", OURS, MLX_LM, *peers, "limit", f"{OURS} / limit"]
-    rows = [[*map(_word, one.at.values()), *_figures(one, peers)] for one in group]
-    used = [
-        n for n in range(len(columns)) if n < len(first.at) or any(r[n] != NOTHING for r in rows)
-    ]
+    columns = [*keys, f"{OURS} / {MLX_LM}", OURS, MLX_LM, *peers, "limit", f"{OURS} / limit"]
+    rows = [[*(word(one.at[key]) for key in keys), *_figures(one, peers)] for one in group]
+    used = [n for n in range(len(columns)) if n < len(keys) or any(r[n] != NOTHING for r in rows)]
     kept = [[row[n] for n in used] for row in rows]
-    return Table(_title(first), [columns[n] for n in used], kept, len(first.at), detail)
+    return Table(_title(group[0], same), [columns[n] for n in used], kept, len(keys), detail)
 
 
-def _title(one: Measured) -> str:
+def constant(group: Sequence[Measured]) -> dict[str, str | int]:
+    """The circumstances that are the same for all of them."""
+    at = group[0].at
+    return {key: at[key] for key in at if all(one.at.get(key) == at[key] for one in group)}
+
+
+def in_words(at: At) -> str:
+    return ", ".join(f"{key} {word(value)}" for key, value in at.items())
+
+
+def _title(one: Measured, same: At) -> str:
     better = "more is better" if one.more_is_better else "less is better"
-    return f"{one.name[:1].upper()}{one.name[1:]}, {one.unit}; {better}"
+    under = f" ({in_words(same)})" if same else ""
+    return f"{one.name[:1].upper()}{one.name[1:]}{under}, {one.unit}; {better}"
 
 
 def _figures(one: Measured, peers: Sequence[str]) -> list[str]:
@@ -120,25 +144,27 @@ def ratios(one: Measured, that: str | None = None) -> list[float]:
 
 def switch_table(switches: Sequence[Measured]) -> Table:
     """One row for each kind of switch and server, the headline first."""
+    whole = [
+        one for one in switches if one.name in SWITCH and one.at.keys() == switches[0].at.keys()
+    ]
     by_place: dict[tuple[str, str], dict[str, Measured]] = {}
-    for one in switches:
-        if one.at.keys() == {"switch", "to"}:
-            place = str(one.at["switch"]), str(one.at["to"])
-            by_place.setdefault(place, {})[one.name] = one
-    units = {one.name: one.unit for found in by_place.values() for one in found.values()}
-    names = sorted(units, key=lambda name: name != HEADLINE)
+    for one in whole:
+        place = str(one.at["switch"]), str(one.at["to"])
+        by_place.setdefault(place, {})[one.name] = one
+    units = {one.name: one.unit for one in whole}
+    names = [name for name in SWITCH if name in units]
     rows = []
-    for (kind, to), found in by_place.items():
-        for server in _compared(found.get(HEADLINE) or next(iter(found.values()))):
-            figures = [_of(found.get(name), server) for name in names]
-            if HEADLINE in found and server != OURS:
-                figures.insert(0, span(ratios(found[HEADLINE], server)))
-            else:
-                figures.insert(0, NOTHING)
-            rows.append([kind, to, server, *figures])
-    columns = ["switch", "to", "server", f"{OURS} / it, {HEADLINE}"]
+    for place, found in by_place.items():
+        main = found.get(HEADLINE) or next(iter(found.values()))
+        for server in _compared(main):
+            medians = [_median(found.get(name), server) for name in names]
+            ratio = span(ratios(main, server)) if server != OURS else NOTHING
+            rows.append([*place, server, ratio, *medians])
+    columns = ["switch", "to", "server", f"{OURS} / this"]
     columns += [f"{name}, {units[name]}" for name in names]
-    return Table("What a switch costs", columns, rows, 3)
+    same = in_words({key: at for key, at in constant(whole).items() if key not in ("switch", "to")})
+    title = f"What a switch costs{f' ({same})' if same else ''}: medians"
+    return Table(title, columns, rows, 3)
 
 
 def _compared(one: Measured) -> list[str]:
@@ -147,8 +173,8 @@ def _compared(one: Measured) -> list[str]:
     return [*([OURS] if OURS in one.values else []), *([best] if best else []), *others(one)]
 
 
-def _of(one: Measured | None, server: str) -> str:
-    return span(one.values.get(server, ())) if one else NOTHING
+def _median(one: Measured | None, server: str) -> str:
+    return number(one.median(server)) if one and one.values.get(server) else NOTHING
 
 
 def headlines(results: Mapping[str, Any]) -> list[str]:
@@ -177,5 +203,5 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _word(value: str | int) -> str:
+def word(value: str | int) -> str:
     return f"{value:,}" if isinstance(value, int) else value

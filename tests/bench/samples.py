@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agent_memory.bench.measured import Notes
+from agent_memory.bench.measured import At, Notes
 from agent_memory.bench.servers import OURS
 
 THEIRS = ("mlx_lm.server 2048", "mlx_lm.server 256")
@@ -41,9 +41,7 @@ def results(parts: Mapping[str, Filled], **changes: Any) -> dict[str, Any]:
     return found
 
 
-def add(
-    notes: Notes, name: str, at: dict[str, str | int], unit: str, *rounds: tuple[float, ...]
-) -> None:
+def add(notes: Notes, name: str, at: At, unit: str, *rounds: tuple[float, ...]) -> None:
     """`rounds`: ours, then theirs."""
     for values in rounds:
         for server, value in zip((OURS, *THEIRS), values, strict=False):
@@ -68,7 +66,7 @@ def ttft(notes: Notes) -> None:
             ("restart", "identical", 30, 390),
             ("restart", "one more turn", 40, 395),
         ):
-            at: dict[str, str | int] = {"state": state, "prompt": prompt, "tokens": tokens}
+            at: At = {"state": state, "prompt": prompt, "tokens": tokens}
             both = [x * tokens / 512 for x in (ours, other)]
             add(notes, "first token", at, "ms", (*both, both[1]))
             notes.limit("first token", at, 0.9 * both[0])
@@ -76,7 +74,7 @@ def ttft(notes: Notes) -> None:
 
 def concurrency(notes: Notes) -> None:
     for streams in (1, 4, 8):
-        at: dict[str, str | int] = {"arrival": "equal", "streams": streams}
+        at: At = {"arrival": "equal", "streams": streams}
         add(notes, "all tokens", at, "tokens/s", (30.0 * streams**0.5, 31.0 * streams**0.6, 20))
         notes.limit("all tokens", at, 35.0 * streams**0.7)
 
