@@ -16,17 +16,24 @@ class TimeLeft(ProgressColumn):
 
     max_refresh = 0.5
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._completed = 0.0
+        self._elapsed = 0.0
+        """When that was so."""
+
     def render(self, task: Task) -> Text:
-        if not task.total:
-            return Text("")
-        return Text(f"{words(seconds_left(task.total, task.completed, task.elapsed or 0.0))} left")
+        elapsed = task.elapsed or 0.0
+        if task.completed != self._completed:
+            self._completed, self._elapsed = task.completed, elapsed
+        left = seconds_left(task.total or 0.0, self._completed, self._elapsed)
+        return Text(f"{words(max(0.0, left - (elapsed - self._elapsed)))} left")
 
 
 def seconds_left(total: float, completed: float, elapsed: float) -> float:
-    """`total`, `completed`: in expected seconds."""
+    """At the end of a step.  `total`, `completed`: in expected seconds."""
     pace = (elapsed + EXPECTED_WEIGHS_S) / (completed + EXPECTED_WEIGHS_S)
-    late = max(0.0, elapsed / pace - completed) if pace else 0.0
-    return max(0.0, total - completed - late) * pace
+    return max(0.0, total - completed) * pace
 
 
 def words(seconds: float) -> str:
