@@ -1,6 +1,6 @@
 """The whole command with one part of a few seconds.
 
-python -m tests.bench.tiny bench --only tiny …
+python -m tests.bench.tiny_command bench --only tiny …
 """
 
 import sys
