@@ -3,6 +3,7 @@
 
 PYTHONS := python3.13 python3.12 python3.11 python3
 BACKEND ?= default
+BENCH ?= normal
 LOCK := requirements/$(BACKEND).txt
 BIN := .venv/bin
 STAMP := .venv/installed-$(BACKEND)
@@ -39,8 +40,8 @@ fix: install  ## mend what lint and format can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## compare side by side with a server that does not remember
-	$(BIN)/python -m benchmarks.side_by_side $(ARGS)
+bench: install  ## measure a model switch and more beside mlx_lm.server (BENCH=quick, full)
+	$(FAST) $(BIN)/agent-memory bench --mode $(BENCH) --out benchmarks/results $(ARGS)
 
 audit:  ## ask PyPI for known holes in the pinned packages (needs uv and the network)
 	for lock in requirements/*.txt; do \

@@ -206,19 +206,6 @@ class Peer:
         return _start(self.name, command, names, self.folder)
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """Our own server, at an address, with a model it has; nobody here may start or end it."""
-
-    url: str
-    model: str
-    name: str = OURS
-
-    def start(self, models: Sequence[Model], _state: str) -> Server:
-        names: dict[str, str | None] = {model.name: self.model for model in models}
-        return Server(self.name, self.url, names, None, time.monotonic())
-
-
 def peer(text: str, folder: Path) -> Peer:
     """Of `NAME=COMMAND`.  Raises UsageError."""
     name, equals, command = text.partition("=")

@@ -14,6 +14,7 @@ from typing import Any, Self
 import httpx
 
 from agent_memory.errors import ServerFailed
+from agent_memory.ops.agent_client import bearer
 
 TIMEOUT_S = 600.0
 TEXTS = ("content", "reasoning_content", "reasoning")
@@ -43,13 +44,15 @@ class Stream:
         messages: str | Sequence[Message],
         max_tokens: int,
         model: str | None = None,
+        key: str = "",
     ) -> None:
-        """`messages`: a text alone is what the user says first.  No `model`: the server's own."""
+        """`messages`: a text alone is what the user says first.  No `model`: the server's own.
+        `key`: "" where none is asked for."""
         self.moments: list[float] = []
         self.text = ""
         self.usage: dict[str, Any] = {}
         self._url = f"{url}/v1/chat/completions"
-        self._headers = {"X-Agent-ID": agent}
+        self._headers = {"X-Agent-ID": agent, **bearer(key)}
         said = [user(messages)] if isinstance(messages, str) else list(messages)
         self._body: dict[str, Any] = {
             "messages": said,
