@@ -22,7 +22,7 @@ from huggingface_hub import hf_hub_download
 from rich.console import Console
 
 from agent_memory import builtin
-from agent_memory.bench import elsewhere, machine, models, report, results
+from agent_memory.bench import elsewhere, footprint, machine, models, quality, report, results
 from agent_memory.bench.bench import Bench, Course, Mode, Part
 from agent_memory.bench.limits import Limits
 from agent_memory.bench.measured import Notes
@@ -37,7 +37,7 @@ FORMAT = 1
 EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-PARTS: tuple[Part, ...] = ()
+PARTS: tuple[Part, ...] = (footprint.PART, quality.PART)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -154,11 +154,14 @@ class Ours:
     flags: tuple[str, ...] = ()
     name: str = OURS
 
+    def state_dir(self, state: str) -> Path:
+        return self.folder / f"state-{state}"
+
     def start(self, models: Sequence[Model], state: str, *more: str) -> Server:
         """`more`: flags for this time."""
         config = self.folder / "config.toml"
         config.touch()
-        flags = ["--config", str(config), "--state-dir", str(self.folder / f"state-{state}")]
+        flags = ["--config", str(config), "--state-dir", str(self.state_dir(state))]
         for model in models:
             flags += ["--model", f"{model.name}={model.source}"]
         began = time.monotonic()
@@ -175,10 +178,11 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class MlxLm:
-    """`chunk`: its --prefill-step-size."""
+    """`chunk`: its --prefill-step-size.  `flags`: others of its own."""
 
     folder: Path
     chunk: int
+    flags: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -187,7 +191,7 @@ class MlxLm:
     def start(self, models: Sequence[Model], _state: str) -> Server:
         command = [sys.executable, "-m", "mlx_lm", "server", "--model", models[0].source]
         command += ["--host", "127.0.0.1", "--port", "{port}", "--temp", "0"]
-        command += ["--prefill-step-size", str(self.chunk)]
+        command += ["--prefill-step-size", str(self.chunk), *self.flags]
         names: dict[str, str | None] = {model.name: model.source for model in models}
         return _start(self.name, command, names, self.folder)
 
