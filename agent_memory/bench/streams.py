@@ -151,6 +151,13 @@ def tokens_per_second(streams: Sequence[Stream]) -> float:
     return count / (ended - began)
 
 
+def overall_tokens_per_second(streams: Sequence[Stream]) -> float:
+    """Of all together, from when the first of them was sent to the last token, waiting included."""
+    began = min(stream.sent for stream in streams)
+    ended = max(stream.moments[-1] for stream in streams)
+    return sum(len(stream.moments) for stream in streams) / (ended - began)
+
+
 def gaps_during(moments: Sequence[float], began: float, ended: float) -> list[float]:
     """All that are at least partly between these two."""
     return [b - a for a, b in pairwise(moments) if b > began and a < ended]
