@@ -154,11 +154,14 @@ class Ours:
     flags: tuple[str, ...] = ()
     name: str = OURS
 
+    def state_dir(self, state: str) -> Path:
+        return self.folder / f"state-{state}"
+
     def start(self, models: Sequence[Model], state: str, *more: str) -> Server:
         """`more`: flags for this time."""
         config = self.folder / "config.toml"
         config.touch()
-        flags = ["--config", str(config), "--state-dir", str(self.folder / f"state-{state}")]
+        flags = ["--config", str(config), "--state-dir", str(self.state_dir(state))]
         for model in models:
             flags += ["--model", f"{model.name}={model.source}"]
         began = time.monotonic()
