@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agent_memory import builtin
-from agent_memory.bench import machine, models
+from agent_memory.bench import machine, models, switch, ttft
 from agent_memory.bench.bench import Bench, Course, Mode, Part
 from agent_memory.bench.limits import Limits
 from agent_memory.bench.measured import Notes
@@ -38,7 +38,7 @@ from agent_memory.ops import backend, blas
 FORMAT = 1
 EXIT_INTERRUPTED = 130
 
-PARTS: tuple[Part, ...] = ()
+PARTS: tuple[Part, ...] = (switch.PART, ttft.PART)
 
 
 def main(args: argparse.Namespace) -> int:
