@@ -33,6 +33,8 @@ from agent_memory.bench import (
     quality,
     report,
     results,
+    switch,
+    ttft,
 )
 from agent_memory.bench.bench import Bench, Course, Mode, Part
 from agent_memory.bench.limits import Limits
@@ -49,6 +51,8 @@ EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 PARTS: tuple[Part, ...] = (
+    switch.PART,
+    ttft.PART,
     concurrency.PART,
     pressure.PART,
     footprint.PART,
