@@ -19,7 +19,16 @@ from agent_memory.ops.process import ServerProcess
 from agent_memory.processes import output
 from tests.source import ROOT
 
-BENCH = (sys.executable, "-m", "tests.bench.tiny_command", "bench", "--model", "builtin", "--only", "tiny")
+BENCH = (
+    sys.executable,
+    "-m",
+    "tests.bench.tiny_command",
+    "bench",
+    "--model",
+    "builtin",
+    "--only",
+    "tiny",
+)
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
