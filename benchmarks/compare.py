@@ -212,7 +212,7 @@ def show(old: Run, new: Run, rows: Sequence[Row]) -> None:
     for row in rows:
         cells = [_percent(row.ours), _percent(row.ratio), _percent(row.least)]
         style = {WORSE: "red", BETTER: "green"}.get(row.verdict, "")
-        cells = [f"{row.what}, {row.unit}", *cells, row.verdict]
+        cells = [f"{row.what}, {row.unit}" if row.unit else row.what, *cells, row.verdict]
         table.add_row(*map(Text, cells), style=style)
     console.print(table)
     counts = {v: sum(row.verdict == v for row in rows) for v in (WORSE, BETTER, SAME, UNKNOWN)}

@@ -74,7 +74,8 @@ def main(args: argparse.Namespace) -> int:
         with once_interrupted(), working_folder(keep=args.keep) as folder:
             found = run(args, parts, folder, console)
     except KeyboardInterrupt:
-        sys.stderr.write("agent-memory: interrupted; every server is stopped, nothing is kept\n")
+        kept = "" if args.keep else ", nothing is kept"
+        sys.stderr.write(f"agent-memory: interrupted; every server is stopped{kept}\n")
         return EXIT_INTERRUPTED
     files = results.write(found, out)
     if args.json:

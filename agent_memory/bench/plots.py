@@ -37,6 +37,7 @@ HATCHES = ("", "//", "..", "xx", "--", "++")
 LIMIT = "limit of this machine"
 FORMAT = FuncFormatter(lambda value, _: number(value))
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "fontsize": 8}
+PER_TOKEN = " per token"
 CLOSE = 1.3
 """What is above a point by less than this factor would hide its label."""
 
@@ -77,9 +78,12 @@ def switch(measured: Sequence[Measured]) -> Figure | None:
 
 
 def memory(measured: Sequence[Measured]) -> Figure | None:
-    shown = [one for one in measured if "per token" in one.name]
-    kinds = [f"{one.name.replace(' per token', '')}\n{tables.in_words(one.at)}" for one in shown]
-    title = "Memory for each token, lower is better"
+    """Of the first model; how many bytes were ever written is another matter."""
+    tokens = [m for m in measured if PER_TOKEN in m.name and not m.name.startswith("written")]
+    model = tokens[0].at.get("model") if tokens else None
+    shown = [one for one in tokens if one.at.get("model") == model]
+    kinds = [f"{m.name.replace(PER_TOKEN, '')}\nkv_bits {m.at.get('kv_bits')}" for m in shown]
+    title = f"Memory for each token{f' of {model}' if model else ''}, lower is better"
     return _bars(list(zip(kinds, shown, strict=True)), title)
 
 

@@ -108,7 +108,8 @@ def in_words(at: At) -> str:
 def _title(one: Measured, same: At) -> str:
     better = "more is better" if one.more_is_better else "less is better"
     under = f" ({in_words(same)})" if same else ""
-    return f"{one.name[:1].upper()}{one.name[1:]}{under}, {one.unit}; {better}"
+    unit = f", {one.unit}" if one.unit else ""
+    return f"{one.name[:1].upper()}{one.name[1:]}{under}{unit}; {better}"
 
 
 def _figures(one: Measured, peers: Sequence[str]) -> list[str]:
