@@ -12,21 +12,13 @@ from agent_memory.bench.servers import Server
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Of all that the agent has said: how much is in RAM (tokens), how much not on disk yet
-    (tokens), and the bytes of its files.
-    """
+    """`memory`: how many tokens of all that it has said are in RAM.  `num_bytes`: of its files."""
 
     memory: int
-    unwritten: int
     num_bytes: int
 
 
 def kept(server: Server, agent: str) -> Kept:
     answer = httpx.get(f"{server.url}/v1/agents/{agent}", trust_env=False, timeout=30)
     entry = answer.raise_for_status().json()
-    heads = entry["heads"]
-    return Kept(
-        sum(head["tiers"]["memory"] for head in heads),
-        sum(head["tokens"] - head["tiers"]["disk"] for head in heads),
-        entry["bytes"],
-    )
+    return Kept(sum(head["tiers"]["memory"] for head in entry["heads"]), entry["bytes"])

@@ -36,6 +36,7 @@ def measured(bench: Bench, name: str, **at: object) -> Measured:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_what_agents_said_is_restored_by_either_switch(bench: Bench) -> None:
     """Of two names for one model the second has nothing to compute, so the sizes stay small."""
     switch.measure_sizes(bench, switch.Sizes(agents=2, tokens=400, rounds=1))
@@ -52,6 +53,7 @@ def test_what_agents_said_is_restored_by_either_switch(bench: Bench) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("second", ["the same", "absent"])
 def test_a_peer_that_has_one_model_is_left_out_where_another_is_asked_for(
     bench: Bench, tmp_path: Path, second: str

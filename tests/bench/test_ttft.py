@@ -17,6 +17,7 @@ from agent_memory.errors import UsageError
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_everything_but_what_is_new_comes_from_memory(tmp_path: Path) -> None:
     models = chosen(["builtin"], tmp_path, float32=True)
     progress = Progress(disable=True)
