@@ -78,6 +78,12 @@ class Stream:
 
     @property
     def prompt_tokens(self) -> int:
+        """Raises ServerFailed."""
+        if "prompt_tokens" not in self.usage:
+            raise ServerFailed(
+                f"{self._url} does not tell how many tokens a streamed answer's prompt had, so "
+                "nothing can be compared with it. It has to know stream_options.include_usage."
+            )
         return int(self.usage["prompt_tokens"])
 
     @property
