@@ -190,11 +190,16 @@ def add_bench(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--peer", action="append", metavar="NAME=COMMAND", help="Another server, with {port}."
     )
-    command.add_argument("--url", help="A server of ours that already runs; not all is measured.")
+    command.add_argument(
+        "--url",
+        help="A server of ours that already runs, its key in the variable "
+        f"{CLIENT_VARIABLE}; --model names its models. Not all is measured.",
+    )
     command.add_argument(
         "--out", type=Path, metavar="FOLDER", default=Path("agent-memory-bench"), help="Results."
     )
     command.add_argument("--keep", action="store_true", help="Keep the servers' files and logs.")
+    command.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
 
 
 def add_explain(command: argparse.ArgumentParser) -> None:
@@ -346,6 +351,8 @@ def serve(args: argparse.Namespace) -> int:
     kind = backend.find()
     if settings.preload and kind == "cpu":
         blas.preload(os.environ)
+    if kind == "metal":
+        importlib.import_module("agent_memory.ops.doctor").at_start(settings)
     state_dir = StateDir.open(settings.state_dir)
     try:
         if not settings.model_chosen:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from agent_memory.bench.models import Model
 from agent_memory.bench.streams import Message, Stream
@@ -178,15 +179,16 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class MlxLm:
-    """`chunk`: its --prefill-step-size.  `flags`: others of its own."""
+    """`chunk`: its --prefill-step-size.  `flags`: more, and `told` what its name says of them."""
 
     folder: Path
     chunk: int
     flags: tuple[str, ...] = ()
+    told: str = ""
 
     @property
     def name(self) -> str:
-        return f"{MLX_LM} {self.chunk}"
+        return f"{MLX_LM} {self.chunk}{self.told}"
 
     def start(self, models: Sequence[Model], _state: str) -> Server:
         command = [sys.executable, "-m", "mlx_lm", "server", "--model", models[0].source]
@@ -208,19 +210,6 @@ class Peer:
         command = [word.replace("{model}", models[0].source) for word in shlex.split(self.command)]
         names: dict[str, str | None] = {model.name: model.source for model in models}
         return _start(self.name, command, names, self.folder)
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """Our own server, at an address, with a model it has; nobody here may start or end it."""
-
-    url: str
-    model: str
-    name: str = OURS
-
-    def start(self, models: Sequence[Model], _state: str) -> Server:
-        names: dict[str, str | None] = {model.name: self.model for model in models}
-        return Server(self.name, self.url, names, None, time.monotonic())
 
 
 def peer(text: str, folder: Path) -> Peer:
@@ -330,6 +319,13 @@ def start_all(
     stack: ExitStack, contenders: Sequence[Contender], models: Sequence[Model], state: str
 ) -> dict[str, Server]:
     return {c.name: stack.enter_context(c.start(models, state)) for c in contenders}
+
+
+def metric(server: Server, name: str) -> float:
+    """One of ours."""
+    text = httpx.get(f"{server.url}/metrics", trust_env=False).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    return families[f"agent_memory_{name}"].samples[0].value
 
 
 def in_turn(these: Sequence[T], round_number: int) -> list[T]:

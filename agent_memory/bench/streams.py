@@ -14,6 +14,7 @@ from typing import Any, Self
 import httpx
 
 from agent_memory.errors import ServerFailed
+from agent_memory.ops.agent_client import bearer
 
 TIMEOUT_S = 600.0
 TEXTS = ("content", "reasoning_content", "reasoning")
@@ -43,13 +44,15 @@ class Stream:
         messages: str | Sequence[Message],
         max_tokens: int,
         model: str | None = None,
+        key: str = "",
     ) -> None:
-        """`messages`: a text alone is what the user says first.  No `model`: the server's own."""
+        """`messages`: a text alone is what the user says first.  No `model`: the server's own.
+        `key`: "" where none is asked for."""
         self.moments: list[float] = []
         self.text = ""
         self.usage: dict[str, Any] = {}
         self._url = f"{url}/v1/chat/completions"
-        self._headers = {"X-Agent-ID": agent}
+        self._headers = {"X-Agent-ID": agent, **bearer(key)}
         said = [user(messages)] if isinstance(messages, str) else list(messages)
         self._body: dict[str, Any] = {
             "messages": said,
@@ -75,6 +78,12 @@ class Stream:
 
     @property
     def prompt_tokens(self) -> int:
+        """Raises ServerFailed."""
+        if "prompt_tokens" not in self.usage:
+            raise ServerFailed(
+                f"{self._url} does not tell how many tokens a streamed answer's prompt had, so "
+                "nothing can be compared with it. It has to know stream_options.include_usage."
+            )
         return int(self.usage["prompt_tokens"])
 
     @property
@@ -146,6 +155,13 @@ def tokens_per_second(streams: Sequence[Stream]) -> float:
     assert ended > began, "never were all of them answered at once"
     count = sum(began < at <= ended for stream in streams for at in stream.moments)
     return count / (ended - began)
+
+
+def overall_tokens_per_second(streams: Sequence[Stream]) -> float:
+    """Of all together, from when the first of them was sent to the last token, waiting included."""
+    began = min(stream.sent for stream in streams)
+    ended = max(stream.moments[-1] for stream in streams)
+    return sum(len(stream.moments) for stream in streams) / (ended - began)
 
 
 def gaps_during(moments: Sequence[float], began: float, ended: float) -> list[float]:
