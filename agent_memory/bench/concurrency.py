@@ -18,11 +18,11 @@ from typing import NamedTuple
 import httpx
 import numpy as np
 
-from agent_memory.bench.arrivals import Landed, at_once, landing, staggered
+from agent_memory.bench.arrivals import ENDLESS, Landed, at_once, landing, staggered
 from agent_memory.bench.bench import Bench, Mode, Part
 from agent_memory.bench.limits import Limits
 from agent_memory.bench.measured import At, Measured
-from agent_memory.bench.models import Model
+from agent_memory.bench.models import Model, check_contexts
 from agent_memory.bench.servers import CHUNKS, MLX_LM, Contender, Server, in_turn, start_all
 from agent_memory.bench.streams import (
     Stream,
@@ -69,7 +69,7 @@ class Sizes:
 
 SIZES: dict[Mode, Sizes] = {
     "quick": Sizes(1, 32, (1, 4), 200, (1,), 1000),
-    "normal": Sizes(2, 48, (1, 4, 8), 250, (2,), 1500, (4,), 1000, (4,)),
+    "normal": Sizes(2, 32, (1, 4, 8), 200, (2,), 1000, (4,), 800, (4,)),
     "full": Sizes(5, 128, (1, 2, 4, 8, 16), 500, (4,), 3000, (8, 16), 1500, (8,), settings=True),
 }
 
@@ -131,8 +131,8 @@ def values_of(shape: Shape, streams: Sequence[Stream]) -> Values:
         found[GAP] = Value(1000 * statistics.median(gaps), "ms")
         found[GAP_P95] = Value(1000 * percentile(gaps, 95), "ms")
         found[LONGEST_GAP] = Value(1000 * max(gaps), "ms")
-    if (fair := fairness(streams)) is not None:
-        found[FAIRNESS] = Value(fair, "x", more_is_better=True)
+    if len(streams) > 1 and shape.arrival != RAGGED:
+        found[FAIRNESS] = Value(fairness(streams), "x", more_is_better=True)
     return found
 
 
@@ -154,12 +154,10 @@ def rate(shape: Shape, streams: Sequence[Stream]) -> float:
     return overall_tokens_per_second(streams)
 
 
-def fairness(streams: Sequence[Stream]) -> float | None:
-    """1: all of them got their tokens equally fast, once they had the first."""
-    if len(streams) < 2 or any(len(stream.moments) < 2 for stream in streams):
-        return None
-    each = [statistics.mean(gaps_between(stream.moments)) for stream in streams]
-    return min(each) / max(each) if max(each) else None
+def fairness(streams: Sequence[Stream]) -> float:
+    """1: all that asked for the same got it equally fast, from being sent to the last token."""
+    each = [len(stream.moments) / (stream.moments[-1] - stream.sent) for stream in streams]
+    return min(each) / max(each)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -170,8 +168,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def measure(bench: Bench) -> None:
+    """Raises ServerFailed if ours fails; UsageError."""
     sizes = SIZES[bench.mode]
     model = chosen(bench)
+    if bench.ours is not None:
+        check_contexts([model], max(sizes.long, sizes.longest, sizes.prompt + ENDLESS))
     plan = shapes(sizes)
     bench.course.steps(2 + sizes.rounds * len(plan))
     found = Found(bench, sizes, model)
@@ -274,6 +275,6 @@ PART = Part(
     "concurrency",
     "Many at once",
     measure,
-    {"quick": 25, "normal": 150, "full": 2500},
+    {"quick": 25, "normal": 140, "full": 2500},
     anywhere=True,
 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from agent_memory.bench import block_files
 from agent_memory.bench.bench import Bench, Mode, Part
 from agent_memory.bench.measured import At
-from agent_memory.bench.models import Model
+from agent_memory.bench.models import Model, check_contexts
 from agent_memory.bench.servers import Ours, Server, in_turn, metric, start_all
 from agent_memory.bench.streams import Stream, gaps_between
 from agent_memory.errors import ServerFailed
@@ -49,13 +49,14 @@ SIZES: dict[Mode, Sizes] = {
 
 
 def measure(bench: Bench) -> None:
-    """Raises ServerFailed if ours does not remember."""
+    """Raises ServerFailed if ours does not remember; UsageError."""
     assert bench.ours is not None, "not there elsewhere"
     sizes = SIZES[bench.mode]
     bench.course.steps(
         1 + len(sizes.contexts) + 2 * sizes.rounds + len(sizes.agents) + len(sizes.blocks) + 1
     )
     endless = next((model for model in bench.models if model.endless), bench.models[0])
+    check_contexts([endless], max(sizes.contexts) + DECODED)
     agent_bytes = contexts(bench, bench.ours, endless, sizes)
     agents(bench, bench.ours, bench.models[0], sizes)
     blocks(bench, bench.ours, bench.models[0], sizes)
@@ -179,7 +180,7 @@ def blocks(bench: Bench, ours: Ours, model: Model, sizes: Sizes) -> None:
     with ours.start([model], "growth-blocks") as server:
         server.ask("known", prompt, model)
         server.ask("pattern", "Hello!", model)
-    folder = ours.folder / "state-growth-blocks" / "blocks"
+    folder = ours.state_dir("growth-blocks") / "blocks"
     like = block_files.smallest(folder)
     made = 0
     for count in sizes.blocks:

@@ -61,6 +61,7 @@ def check(values: concurrency.Values, streams: list[Stream]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_part_compares_every_server_at_every_shape(tmp_path: Path) -> None:
     both = [MlxLm(tmp_path, chunk) for chunk in CHUNKS]
     found = measured(concurrency.PART, tmp_path, *both)

@@ -10,6 +10,7 @@ from tests.bench.tiny import measured
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_part_tells_costs_by_context_agents_and_blocks(tmp_path: Path) -> None:
     found = measured(growth.PART, tmp_path, MlxLm(tmp_path, CHUNKS[0]))
     sizes = growth.SIZES["quick"]

@@ -34,6 +34,7 @@ def test_a_benchmark_of_nothing_fails(laps: list[Lap], in_ram: float, why: str) 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_part_finds_agents_again_that_ram_does_not_hold(tmp_path: Path) -> None:
     found = measured(pressure.PART, tmp_path, *(MlxLm(tmp_path, chunk) for chunk in CHUNKS))
     by_name = {(one.name, one.at.get("lap")): one for one in found}
