@@ -6,9 +6,6 @@ They take turns: while one is asked the others rest.
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
-from prometheus_client.parser import text_string_to_metric_families
-
 from agent_memory.bench import servers
 from agent_memory.bench.models import Model, random_model
 from agent_memory.bench.servers import MlxLm, Ours, Server
@@ -39,9 +36,6 @@ class Fleet:
     def start_all(self, stack: ExitStack, state: str) -> dict[str, Server]:
         return {name: self.start(stack, name, state) for name in NAMES}
 
-    def stream(self, server: Server, agent: str, prompt: str, max_tokens: int) -> Stream:
-        return server.stream(agent, prompt, max_tokens, self.model)
-
     def ask(self, server: Server, agent: str, prompt: str) -> Stream:
         """A whole answer of one token; then nothing of it is left to do."""
         return server.ask(agent, prompt, self.model)
@@ -49,10 +43,3 @@ class Fleet:
 
 def in_turn(round_number: int) -> list[str]:
     return servers.in_turn(NAMES, round_number)
-
-
-def metric(server: Server, name: str) -> float:
-    """One of ours."""
-    text = httpx.get(f"{server.url}/metrics", trust_env=False).text
-    families = {family.name: family for family in text_string_to_metric_families(text)}
-    return families[f"agent_memory_{name}"].samples[0].value

@@ -18,13 +18,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from agent_memory.bench.servers import Server
-from agent_memory.bench.streams import Stream, gaps_during, tokens_per_second
+from agent_memory.bench.arrivals import at_once, landing
+from agent_memory.bench.servers import Server, metric
+from agent_memory.bench.streams import Stream, tokens_per_second
 from agent_memory.bench.texts import Pages
 from agent_memory.ops import blas
 from benchmarks import overhead
 from benchmarks.figures import Figure, console, figure, ratios, report
-from benchmarks.fleet import NAMES, OURS, THEIRS, Fleet, in_turn, metric
+from benchmarks.fleet import NAMES, OURS, THEIRS, Fleet, in_turn
 
 EQUAL = [500] * 8
 RAGGED = [50, 100, 200, 400, 700, 1200, 2000, 3000]
@@ -33,8 +34,6 @@ SHAPES = {"1 stream": ([500], 0.95), "8 streams": (EQUAL, 1.0), "8 ragged": (RAG
 NUM_DECODED = 128
 LONG_TOKENS = 3000
 STEP_TOKENS = 256  # our default
-RUNNING_TOKENS = 1500
-"""More than a stream gets until it is broken off."""
 FULL_STEPS = LONG_TOKENS // STEP_TOKENS
 PREFILL_TOKENS = (1500, 3000)
 PREFILL_TARGET = {"none": 0.95, "8": 0.8, "4": 0.8}
@@ -80,15 +79,8 @@ def decode(fleet: Fleet, rounds: int) -> list[Figure]:
 
 def answered(fleet: Fleet, server: Server, agent: str, prompts: list[str]) -> list[Stream]:
     """All at once, each by an agent of its own, and then a rest."""
-    with ExitStack() as stack:
-        streams = [
-            stack.enter_context(fleet.stream(server, f"{agent}-{i}", prompt, NUM_DECODED))
-            for i, prompt in enumerate(prompts)
-        ]
-        for stream in streams:
-            stream.wait_whole()
-    server.rest()
-    return streams
+    streams = at_once(server, agent, prompts, NUM_DECODED, fleet.model)
+    return [stream.wait_whole() for stream in streams]
 
 
 def decode_figures(shape: str, rates: Samples) -> list[Figure]:
@@ -152,14 +144,8 @@ def while_arriving(
     fleet: Fleet, server: Server, agent: str, prompt: str
 ) -> tuple[list[float], int]:
     """-> (seconds between the running stream's tokens, tokens of the prompt from memory)."""
-    with fleet.stream(server, "running", "Go on.", RUNNING_TOKENS) as running:
-        running.wait_for(20)
-        with fleet.stream(server, agent, prompt, 1) as arriving:
-            arriving.wait_whole()
-        running.wait_for(len(running.moments) + 1)
-    server.rest()
-    seen = gaps_during(running.moments, arriving.sent, arriving.moments[0])
-    return seen, arriving.cached_tokens
+    landed = landing(server, agent, ["Go on."], prompt, fleet.model)
+    return landed.gaps, landed.arriving.wait_whole().cached_tokens
 
 
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────

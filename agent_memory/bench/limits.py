@@ -55,6 +55,10 @@ class Limits:
         for child in self._children.values():
             child.end()
 
+    @property
+    def children(self) -> "list[subprocess.Popen[str]]":
+        return [child.process for child in self._children.values()]
+
     def load_s(self, model: Model) -> float:
         """Loading it, its files in the page cache, to the end of a first step."""
         return float(self._ask(model, "load_s"))
@@ -113,7 +117,7 @@ class Child:
         self._name = model.name
         self._log_file = log_file
         with log_file.open("wb") as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", "agent_memory.bench.bare", model.source],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -123,13 +127,13 @@ class Child:
             )
 
     def ask(self, wanted: dict[str, object]) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self.process.stdin is not None and self.process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(wanted) + "\n")
-            self._process.stdin.flush()
+            self.process.stdin.write(json.dumps(wanted) + "\n")
+            self.process.stdin.flush()
         except BrokenPipeError:
             pass  # there is no answer then, either
-        answer = self._process.stdout.readline()
+        answer = self.process.stdout.readline()
         if not answer:
             last = self._log_file.read_text("utf-8", "replace")[-2000:]
             raise ServerFailed(
@@ -139,14 +143,14 @@ class Child:
         return json.loads(answer)["value"]
 
     def end(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
         try:
-            self._process.wait(END_S)
+            self.process.wait(END_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()  # in the midst of something nobody waits for
-            self._process.wait()
-        self._process.stdout.close()
+            self.process.kill()  # in the midst of something nobody waits for
+            self.process.wait()
+        self.process.stdout.close()
 
 
 def _size(num_bytes: int) -> int:

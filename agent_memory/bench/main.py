@@ -22,7 +22,20 @@ from huggingface_hub import hf_hub_download
 from rich.console import Console
 
 from agent_memory import builtin
-from agent_memory.bench import elsewhere, machine, models, report, results
+from agent_memory.bench import (
+    concurrency,
+    elsewhere,
+    footprint,
+    growth,
+    machine,
+    models,
+    pressure,
+    quality,
+    report,
+    results,
+    switch,
+    ttft,
+)
 from agent_memory.bench.bench import Bench, Course, Mode, Part
 from agent_memory.bench.limits import Limits
 from agent_memory.bench.measured import Notes
@@ -37,7 +50,15 @@ FORMAT = 1
 EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-PARTS: tuple[Part, ...] = ()
+PARTS: tuple[Part, ...] = (
+    switch.PART,
+    ttft.PART,
+    concurrency.PART,
+    pressure.PART,
+    footprint.PART,
+    quality.PART,
+    growth.PART,
+)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -6,16 +6,18 @@ thread.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
+from huggingface_hub import hf_hub_download
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from tokenizers import Tokenizer
 
 from agent_memory import builtin, model_source
+from agent_memory.errors import UsageError
 
 RANDOM: dict[str, object] = {
     "model_type": "llama",
@@ -61,6 +63,29 @@ def chosen(sources: Sequence[str], folder: Path, *, float32: bool) -> list[Model
     dtype = mx.float32 if float32 else mx.bfloat16
     random = random_model(folder / "random", dtype=dtype)
     return [Model("builtin", str(own)), Model("random", str(random), endless=True)]
+
+
+def check_contexts(models: Iterable[Model], num_tokens: int) -> None:
+    """Raises UsageError unless so many tokens fit each."""
+    for model in models:
+        context = context_tokens(model)
+        if context is not None and context < num_tokens:
+            raise UsageError(
+                f"This needs a context of {num_tokens} tokens, and that of {model.name} is "
+                f"{context}. Use another --model, a shorter --mode, or --only with other parts."
+            )
+
+
+def context_tokens(model: Model) -> int | None:
+    """What it was made for, as its config says; None if that says nothing."""
+    folder, name = Path(model.source), "config.json"
+    try:
+        file = folder / name if folder.is_dir() else Path(hf_hub_download(model.source, name))
+        config = json.loads(file.read_text())
+    except (OSError, ValueError):  # its server will say what is wrong
+        return None
+    found = {**config.get("text_config", {}), **config}.get("max_position_embeddings")
+    return found if isinstance(found, int) else None
 
 
 def _place(source: str) -> str:

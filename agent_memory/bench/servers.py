@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol, Self, TypeVar
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from agent_memory.bench.models import Model
 from agent_memory.bench.streams import Message, Stream
@@ -154,11 +155,14 @@ class Ours:
     flags: tuple[str, ...] = ()
     name: str = OURS
 
+    def state_dir(self, state: str) -> Path:
+        return self.folder / f"state-{state}"
+
     def start(self, models: Sequence[Model], state: str, *more: str) -> Server:
         """`more`: flags for this time."""
         config = self.folder / "config.toml"
         config.touch()
-        flags = ["--config", str(config), "--state-dir", str(self.folder / f"state-{state}")]
+        flags = ["--config", str(config), "--state-dir", str(self.state_dir(state))]
         for model in models:
             flags += ["--model", f"{model.name}={model.source}"]
         began = time.monotonic()
@@ -175,19 +179,21 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class MlxLm:
-    """`chunk`: its --prefill-step-size."""
+    """`chunk`: its --prefill-step-size.  `flags`: more, and `told` what its name says of them."""
 
     folder: Path
     chunk: int
+    flags: tuple[str, ...] = ()
+    told: str = ""
 
     @property
     def name(self) -> str:
-        return f"{MLX_LM} {self.chunk}"
+        return f"{MLX_LM} {self.chunk}{self.told}"
 
     def start(self, models: Sequence[Model], _state: str) -> Server:
         command = [sys.executable, "-m", "mlx_lm", "server", "--model", models[0].source]
         command += ["--host", "127.0.0.1", "--port", "{port}", "--temp", "0"]
-        command += ["--prefill-step-size", str(self.chunk)]
+        command += ["--prefill-step-size", str(self.chunk), *self.flags]
         names: dict[str, str | None] = {model.name: model.source for model in models}
         return _start(self.name, command, names, self.folder)
 
@@ -313,6 +319,13 @@ def start_all(
     stack: ExitStack, contenders: Sequence[Contender], models: Sequence[Model], state: str
 ) -> dict[str, Server]:
     return {c.name: stack.enter_context(c.start(models, state)) for c in contenders}
+
+
+def metric(server: Server, name: str) -> float:
+    """One of ours."""
+    text = httpx.get(f"{server.url}/metrics", trust_env=False).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    return families[f"agent_memory_{name}"].samples[0].value
 
 
 def in_turn(these: Sequence[T], round_number: int) -> list[T]:

@@ -78,6 +78,12 @@ class Stream:
 
     @property
     def prompt_tokens(self) -> int:
+        """Raises ServerFailed."""
+        if "prompt_tokens" not in self.usage:
+            raise ServerFailed(
+                f"{self._url} does not tell how many tokens a streamed answer's prompt had, so "
+                "nothing can be compared with it. It has to know stream_options.include_usage."
+            )
         return int(self.usage["prompt_tokens"])
 
     @property
@@ -149,6 +155,13 @@ def tokens_per_second(streams: Sequence[Stream]) -> float:
     assert ended > began, "never were all of them answered at once"
     count = sum(began < at <= ended for stream in streams for at in stream.moments)
     return count / (ended - began)
+
+
+def overall_tokens_per_second(streams: Sequence[Stream]) -> float:
+    """Of all together, from when the first of them was sent to the last token, waiting included."""
+    began = min(stream.sent for stream in streams)
+    ended = max(stream.moments[-1] for stream in streams)
+    return sum(len(stream.moments) for stream in streams) / (ended - began)
 
 
 def gaps_during(moments: Sequence[float], began: float, ended: float) -> list[float]:
