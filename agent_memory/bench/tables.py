@@ -21,7 +21,7 @@ SWITCH = (
     "start",
     "load",
     "first token",
-    "first token of each agent",
+    "first token, median of agents",
     "tokens restored",
     "memory before",
     "memory after",
