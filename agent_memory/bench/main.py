@@ -64,6 +64,8 @@ PARTS: tuple[Part, ...] = (
 def main(args: argparse.Namespace) -> int:
     """Raises StartError."""
     parts = wanted(args.only, args.mode, anywhere=args.url is None)
+    if args.url is not None and (args.peer or args.kv_bits):
+        raise UsageError("--url asks a server as it is: leave out --peer and --kv-bits.")
     if backend.find() == "cpu":
         blas.preload(os.environ)  # for every server alike
     out = results.place(args.out)
@@ -102,7 +104,7 @@ def once_interrupted() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 @contextmanager

@@ -31,8 +31,8 @@ STYLE: dict[Any, Any] = {
     "font.size": 10,
     "legend.frameon": False,
 }
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#777777")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "//", "..", "xx", "--", "++")
 LIMIT = "limit of this machine"
 FORMAT = FuncFormatter(lambda value, _: number(value))
@@ -122,13 +122,11 @@ def ttft(measured: Sequence[Measured]) -> Figure | None:
     timed = [m for m in measured if keys <= m.at.keys() and m.unit == "ms"]
     cold = [m for m in timed if m.at.get("prompt") == "cold"]
     again = [m for m in timed if m.at.get("prompt") == "identical"]
-    lines = [(f"{OURS}, cold", _over("tokens", cold, OURS))]
-    lines += [
-        (f"{OURS}, {state}", _over("tokens", (m for m in again if m.at["state"] == state), OURS))
-        for state in dict.fromkeys(m.at["state"] for m in again)
-    ]
-    for name in (MLX_LM, *dict.fromkeys(name for m in cold for name in tables.others(m))):
-        lines.append((f"{name}, cold", _over("tokens", cold, name)))
+    names = [OURS, MLX_LM, *dict.fromkeys(name for m in cold for name in tables.others(m))]
+    lines = [(f"{name}, cold", _over("tokens", cold, name)) for name in names]
+    for state in dict.fromkeys(str(m.at["state"]) for m in again):
+        these = [m for m in again if m.at["state"] == state]
+        lines.append((f"{OURS}, {state}", _over("tokens", these, OURS)))
     limits = [("limit, cold", _limits("tokens", cold))]
     return _lines(lines, limits, "First token, lower is better", "tokens of the prompt", timed)
 

@@ -16,6 +16,8 @@ from agent_memory.bench.servers import MLX_LM, OURS
 from agent_memory.bench.tables import Section, Table, headlines, sections
 
 TITLE = f"{OURS} beside {MLX_LM}"
+WIDE = 130
+"""Characters that a terminal needs to show an overview."""
 HOW_TO_READ = (
     "A figure is the median of the rounds, with the lowest and the highest in brackets where they "
     f"differ. {OURS} / {MLX_LM} is computed round by round, because both were measured right "
@@ -95,8 +97,9 @@ def show(console: Console, results: Mapping[str, Any], files: Sequence[Path]) ->
 def _show_section(console: Console, section: Section) -> None:
     console.print()
     console.rule(Text(section.title), align="left")
+    wide = console.width >= WIDE
     for table in section.tables[::-1]:
-        if not table.detail:
+        if not (table.detail if wide else table.overview):
             _show_table(console, table)
 
 

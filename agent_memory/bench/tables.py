@@ -21,7 +21,7 @@ SWITCH = (
     "start",
     "load",
     "first token",
-    "first token of each agent",
+    "first token, median of agents",
     "tokens restored",
     "memory before",
     "memory after",
@@ -34,8 +34,8 @@ NOTHING = "–"
 class Table:
     """`title`: what the figures are, in what unit, and what is better.
 
-    `aligned`: of how many columns the text begins left; those after hold figures.  `detail`: for
-    whoever looks closer.
+    `aligned`: of how many columns the text begins left; those after hold figures.  `overview`: a
+    wide one, of what the tables of `detail` tell one by one.
     """
 
     title: str
@@ -43,6 +43,7 @@ class Table:
     rows: list[list[str]]
     aligned: int
     detail: bool = False
+    overview: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def _tables(measured: Sequence[Measured]) -> Iterator[Table]:
     groups: dict[tuple[object, ...], list[Measured]] = {}
     for one in measured:
         groups.setdefault((one.name, one.unit, one.more_is_better, *one.at), []).append(one)
-    for group in groups.values():
+    for group in sorted(groups.values(), key=lambda group: group[0].name != HEADLINE):
         yield table(group, detail=group[0] in switches)
 
 
@@ -165,7 +166,7 @@ def switch_table(switches: Sequence[Measured]) -> Table:
     columns += [f"{name}, {units[name]}" for name in names]
     same = in_words({key: at for key, at in constant(whole).items() if key not in ("switch", "to")})
     title = f"What a switch costs{f' ({same})' if same else ''}: medians"
-    return Table(title, columns, rows, 3)
+    return Table(title, columns, rows, 3, overview=True)
 
 
 def _compared(one: Measured) -> list[str]:

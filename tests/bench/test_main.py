@@ -153,6 +153,7 @@ def bench_again(temp: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
         (("--only", "tiny,other"), 64, "There is no part other. Parts: tiny, here."),
         SLOW(("--only", "here", "--url", "http://127.0.0.1:9"), 64, "What can: tiny."),
         SLOW(("--url", "http://127.0.0.1:9"), 69, "127.0.0.1:9"),
+        SLOW(("--url", "http://127.0.0.1:9", "--kv-bits", "8"), 64, "leave out"),
         SLOW(("--peer", "name"), 64, "Allowed: NAME=COMMAND"),
         SLOW(("--out", "/dev/null/results"), 64, "--out"),
     ],

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from agent_memory.bench import report, results, tables
+from agent_memory.bench import main, report, results, tables
+from agent_memory.bench.bench import Mode
 from agent_memory.bench.measured import Measured, of_json
 from agent_memory.bench.servers import OURS
 from agent_memory.bench.tables import number, span
 from agent_memory.errors import UsageError
 from tests.bench import samples
 
+MODES: tuple[Mode, ...] = ("quick", "normal", "full")
 MLX_LM = samples.THEIRS[0]
 
 
@@ -128,3 +130,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(tmp_path
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="--out"):
         results.place(tmp_path / "file" / "results")
+
+
+def test_every_mode_measures_what_is_compared_and_shown_first() -> None:
+    for mode in MODES:
+        names = [part.name for part in main.wanted(None, mode, anywhere=True)]
+        assert {"switch", "ttft", "concurrency", "memory"} <= set(names) <= set(tables.ORDER)
