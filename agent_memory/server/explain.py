@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import ref
 
 import structlog
 from starlette.requests import Request
@@ -46,13 +47,15 @@ MEANING = {
     Cause.PROMPT_SCORED: "Logprobs of the prompt were asked for, so all of it was computed.",
 }
 
+NO_WORDS = dict.fromkeys(("field", "character", "before", "prompt", "remembered"))
+
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """`tokens`: the prompt's, as bytes.  `tokenizer`: of the model that served it.  `num_bytes`:
-    what keeping it takes, roughly and without the tokenizer."""
+    """`tokens`: the prompt's, as bytes.  `tokenizer`: of the model that served it, which takes it
+    along when it leaves memory.  `num_bytes`: what keeping it takes, roughly."""
 
     request_id: str
     model: str
@@ -61,7 +64,7 @@ class Explained:
     tokens: bytes
     started: Started
     cause: Cause
-    tokenizer: ChatTokenizer
+    tokenizer: "ref[ChatTokenizer]"
     num_bytes: int
 
     @property
@@ -105,7 +108,7 @@ class Explanations:
             tokens=token_bytes(asked.tokens),
             started=_shown(started, cause),
             cause=cause,
-            tokenizer=tokenizer,
+            tokenizer=ref(tokenizer),
             num_bytes=_num_bytes(asked),
         )
         self._keep(explained)
@@ -198,7 +201,9 @@ def described(explained: Explained) -> dict[str, Any]:
 def _differs(explained: Explained) -> dict[str, Any]:
     """Where the prompt goes on without memory, and what it and the memory say there."""
     asked, tokens = explained.asked, token_ids(explained.tokens)
-    compared, tokenizer = explained.started.compared, explained.tokenizer
+    compared, tokenizer = explained.started.compared, explained.tokenizer()
+    if tokenizer is None:
+        return {"token": compared.position, **NO_WORDS}
     found = place.find(tokenizer, asked.said, tokens, compared.position)
     ahead = token_ids(compared.remembered)
     return {

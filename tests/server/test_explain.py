@@ -1,5 +1,6 @@
 """Explanations kept, told and looked up; and where in a request a token is."""
 
+import gc
 import json
 
 import httpx
@@ -7,6 +8,7 @@ import pytest
 
 from agent_memory.block import Loss, common_tokens, token_bytes
 from agent_memory.engine.explain import Asked, Cause
+from agent_memory.model import loader
 from agent_memory.request import Compared, Conversation, Finding, Started
 from agent_memory.server import place
 from agent_memory.server.explain import Explanations, described
@@ -50,6 +52,21 @@ def added(
     asked = Asked(agent, encoded(now), Conversation(now))
     event = started(compared(before, now, finding), memory=5)
     return explanations.add(request_id, "builtin", asked, event, TOKENIZER).cause
+
+
+def test_what_is_kept_keeps_no_tokenizer_in_memory() -> None:
+    """Of a model that was unloaded it would stay until a thousand requests have come."""
+    explanations = Explanations()
+    mine = loader.load_whole("builtin", None, 64).tokenizer
+    asked = Asked("ann", encoded([TUESDAY]), Conversation([TUESDAY]))
+    event = started(compared([SYSTEM], [TUESDAY], Finding.OWN))
+    explained = explanations.add("r", "builtin", asked, event, mine)
+    with_words = described(explained)["differs"]
+    del mine
+    gc.collect()
+    without = described(explained)["differs"]
+    assert with_words["prompt"] and with_words["remembered"]
+    assert without == {**dict.fromkeys(with_words), "token": with_words["token"]}
 
 
 TUESDAY = {**SYSTEM, "content": SYSTEM["content"].replace("Monday, 9:59", "Tuesday, 10:00")}
