@@ -171,13 +171,8 @@ def test_export_wipe_import_and_go_on(tmp_path: Path, kv_bits: int | None) -> No
 
 
 def send(server: Server, raw: bytes, **params: str) -> httpx.Response:
-    return httpx.post(
-        f"{server.url}/v1/agents/import",
-        content=raw,
-        params=params,
-        headers={"Content-Type": "application/x-tar"},
-        timeout=60,
-    )
+    headers = {"Content-Type": "application/x-tar"}
+    return server.call("POST", "/v1/agents/import", content=raw, params=params, headers=headers)
 
 
 @pytest.mark.slow
@@ -250,7 +245,7 @@ def test_an_agent_is_exported_while_it_goes_on(tmp_path: Path) -> None:
         talk.say(FACTS)
         talk.say(READ)
         shown = talk.settled()
-        with httpx.stream("GET", f"{server.url}/v1/agents/ann/export", timeout=60) as answer:
+        with server.streamed("GET", "/v1/agents/ann/export") as answer:
             pieces = answer.iter_raw(1000)
             raw = next(pieces)
             talk.say(QUESTIONS[0])  # its last block is replaced by a longer one
