@@ -13,7 +13,7 @@ from tests.process import ENDLESS, Server
 from tests.server.test_http import error_of
 
 PATH = "/v1/responses"
-LONG = "Read this:\n" + ordinary_text()[:2500]
+LONG = "Read this:\n" + ordinary_text()[30_000:32_500]
 ADD = {
     "type": "function",
     "name": "add",
