@@ -11,16 +11,12 @@ from agent_memory.model import loader
 from agent_memory.model.loader import LoadedModel
 from tests.cold import Cold, ColdOf
 from tests.process import Server
+from tests.suites import first_is_fast
 
 pytest_plugins = ["tests.suites"]
 
 KV_BITS = [None, 8, 4]
-DEFAULT_KV_BITS = [
-    8,
-    pytest.param(None, marks=pytest.mark.slow),
-    pytest.param(4, marks=pytest.mark.slow),
-]
-"""The others only where every test runs."""
+DEFAULT_KV_BITS = first_is_fast(8, None, 4)
 
 
 @functools.cache

@@ -113,7 +113,7 @@ class Server(ServerProcess):
         """A client that asks for an endless answer and reads nothing, not even what it asked for
         before, until more waits for it than the server likes to hold.
 
-        Small windows and segments keep the system's own buffers small.
+        Small windows and segments keep the system's own buffers small, and events are long.
         """
         client = socket.socket()
         client.settimeout(20)
@@ -121,7 +121,8 @@ class Server(ServerProcess):
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 512)
         client.connect(("127.0.0.1", self.port))
         before = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4
-        client.sendall(before + raw_post(chat(ENDLESS, stream=True, **fields)))
+        long = {"stream": True, "logprobs": True, "top_logprobs": 20}
+        client.sendall(before + raw_post(chat(ENDLESS, **long, **fields)))
         self.wait_until(lambda: self.metric("stalled_connections") == 1)
         return client
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cold import Answer, ColdOf
-from tests.conftest import KV_BITS, builtin_model, ordinary_text
+from tests.conftest import DEFAULT_KV_BITS, builtin_model, ordinary_text
 from tests.e2e.conversations import Messages, judge
 from tests.process import Server
 
@@ -28,9 +28,7 @@ def prompts() -> list[Messages]:
 
 
 @pytest.mark.requirement("B-22")
-@pytest.mark.parametrize(
-    "kv_bits", [b if b == 8 else pytest.param(b, marks=pytest.mark.slow) for b in KV_BITS]
-)
+@pytest.mark.parametrize("kv_bits", DEFAULT_KV_BITS)
 def test_four_at_once_are_as_alone(kv_bits: int | None, tmp_path: Path, cold: ColdOf) -> None:
     flags = ("--kv-bits", str(kv_bits or "none"))
     alone = [cold(kv_bits).answer(said, max_tokens=MAX_TOKENS) for said in prompts()]

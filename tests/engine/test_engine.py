@@ -186,7 +186,7 @@ async def test_closing_cancels_and_what_was_computed_is_kept(tmp_path: Path) -> 
 
 @pytest.mark.requirement("L-09")
 async def test_limits(tmp_path: Path) -> None:
-    async with running(tmp_path) as engine:
+    async with running(tmp_path, context_length=1024) as engine:
         context = engine.models.default.known.context_length
         filler = tuple(5 + i % 900 for i in range(context + 1))
         full = await ask(engine, filler[: context - 1], max_tokens=50)

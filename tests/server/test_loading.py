@@ -11,6 +11,7 @@ import pytest
 
 from agent_memory import builtin
 from tests.process import START_S, Server
+from tests.suites import first_is_fast
 
 
 def copied(folder: Path) -> Path:
@@ -98,7 +99,7 @@ def asks_for_code(model: Path) -> None:
 
 
 @pytest.mark.requirement("L-05")
-@pytest.mark.parametrize("harm", [cut, asks_for_code])
+@pytest.mark.parametrize("harm", first_is_fast(asks_for_code, cut))
 def test_a_model_that_is_not_as_it_should_be_is_named(
     tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
