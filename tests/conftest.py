@@ -10,8 +10,8 @@ import pytest
 from agent_memory.model import loader
 from agent_memory.model.loader import LoadedModel
 from tests.cold import Cold, ColdOf
+from tests.marks import first_is_fast
 from tests.process import Server
-from tests.suites import first_is_fast
 
 pytest_plugins = ["tests.suites"]
 

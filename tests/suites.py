@@ -82,11 +82,6 @@ def sized(*, short: int, full: int, timeout_s: int = 1800) -> pytest.MarkDecorat
     return pytest.mark.parametrize("num_cases", sizes)
 
 
-def first_is_fast(first: object, *others: object) -> list[object]:
-    """What to parametrize with, so that the others run only where every test does."""
-    return [first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
-
-
 @pytest.fixture
 def suite(request: pytest.FixtureRequest) -> NewSuite:
     """Runs one suite; a slow test's is kept for the table."""

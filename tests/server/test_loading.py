@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from agent_memory import builtin
+from tests.marks import first_is_fast
 from tests.process import START_S, Server
-from tests.suites import first_is_fast
 
 
 def copied(folder: Path) -> Path:

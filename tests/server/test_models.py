@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from agent_memory import cli
+from tests.marks import first_is_fast
 from tests.model import tiny
 from tests.process import START_S, Server
-from tests.suites import first_is_fast
 
 SLASHED = "org/other"
 

@@ -16,8 +16,8 @@ import pytest
 from agent_memory.block import Block, BlockHash, chain
 from agent_memory.kv_spec import KVSpec
 from agent_memory.store.jobs import OnWritten
+from tests.marks import first_is_fast
 from tests.store.conftest import Opener, PayloadOf
-from tests.suites import first_is_fast
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from agent_memory.store.limits import Limits
 from agent_memory.store.look import look, verify
 from agent_memory.store.recover import recover
 from agent_memory.store.state_dir import StateDir
+from tests.marks import first_is_fast
 from tests.store.conftest import CheckpointAt, Opener
-from tests.suites import first_is_fast
 
 TOKENS = range(600)
 ENDS = (100, 256, 300, 512, 600)

@@ -9,8 +9,8 @@ import pytest
 from agent_memory.block import Block, BlockHash, chain
 from agent_memory.errors import Conflict
 from agent_memory.kv_spec import KVSpec
+from tests.marks import first_is_fast
 from tests.store.conftest import Opener
-from tests.suites import first_is_fast
 
 
 @pytest.fixture
