@@ -11,7 +11,7 @@ FAST = LD_PRELOAD=$$($(BIN)/python -c 'from agent_memory.ops import blas; print(
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test test-all check fix bench lock
+.PHONY: help install serve demo test test-all check fix bench audit lock
 
 help:  ## this list
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -27,7 +27,7 @@ demo: install  ## show in a minute what is remembered
 test: install  ## the fast tests
 	$(FAST) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
-test-all: install  ## every test, about an hour; counts go to build/suites.jsonl
+test-all: install  ## every test, about two hours; counts go to build/suites.jsonl
 	$(FAST) $(BIN)/python -m pytest -q --suites build/suites.jsonl $(ARGS)
 
 check: install  ## lint, format and types; changes nothing
@@ -42,6 +42,10 @@ fix: install  ## mend what lint and format can mend
 
 bench: install  ## compare side by side with a server that does not remember
 	$(BIN)/python -m benchmarks.side_by_side $(ARGS)
+
+audit:  ## ask PyPI for known holes in the pinned packages (needs uv and the network)
+	for lock in requirements/*.txt; do \
+	    uvx pip-audit --disable-pip --require-hashes -r $$lock || exit 1; done
 
 lock:  ## pin the newest versions that fit (needs uv)
 	for lock in default:cpu cuda:cuda; do uv pip compile pyproject.toml --upgrade \

@@ -325,6 +325,8 @@ def serve(args: argparse.Namespace) -> int:
     kind = backend.find()
     if settings.preload and kind == "cpu":
         blas.preload(os.environ)
+    if kind == "metal":
+        importlib.import_module("agent_memory.ops.doctor").at_start(settings)
     state_dir = StateDir.open(settings.state_dir)
     try:
         if not settings.model_chosen:

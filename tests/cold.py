@@ -10,6 +10,11 @@ NAME = "cold"
 Messages = list[dict[str, Any]]
 
 
+def asked(messages: Messages, **fields: object) -> dict[str, Any]:
+    """A request for the most likely answer."""
+    return {"messages": messages, "temperature": 0, "max_tokens": 24, **fields}
+
+
 @dataclass(frozen=True)
 class Answer:
     message: dict[str, Any]
@@ -23,9 +28,7 @@ class Answer:
 
     @classmethod
     def of(cls, server: Server, messages: Messages, agent: str, **fields: object) -> "Answer":
-        """The most likely one."""
-        body = {"messages": messages, "temperature": 0, "max_tokens": 24, **fields}
-        response = server.post(body, **{"X-Agent-ID": agent})
+        response = server.post(asked(messages, **fields), **{"X-Agent-ID": agent})
         assert response.status_code == 200, response.text
         told: dict[str, Any] = response.json()
         usage = told["usage"]

@@ -1,7 +1,10 @@
 """What is installed is what was pinned, to the byte."""
 
+import os
 import re
+import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +29,20 @@ def test_make_installs_nothing_else() -> None:
     installs = re.findall(r"^.*pip install.*$", makefile, re.MULTILINE)
     assert len(installs) == 4
     assert all("--require-hashes" in line or "--no-deps" in line for line in installs)
+
+
+@pytest.mark.requirement("S-29")
+def test_the_audit_looks_at_every_lock(tmp_path: Path) -> None:
+    """With a `uvx` that only says what it was asked to do: the real one asks the network."""
+    (tmp_path / "uvx").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "uvx").chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    said = subprocess.run(
+        ["make", "-s", "audit"], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    locks = sorted(path.name for path in (ROOT / "requirements").glob("*.txt"))
+    assert sorted(line.rpartition("/")[2] for line in said) == locks
+    assert all(line.startswith("pip-audit ") and "--require-hashes" in line for line in said)
 
 
 @pytest.mark.requirement("L-12")

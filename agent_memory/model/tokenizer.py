@@ -16,7 +16,11 @@ from tokenizers.decoders import DecodeStream
 from agent_memory.block import common_tokens, token_bytes
 from agent_memory.errors import BadRequest, ModelRefused
 from agent_memory.model.answers import AnswerReader, Markers
+from agent_memory.model.patience import OutOfPatience, patience
 from agent_memory.request import Conversation, Prompt
+
+TEMPLATE_S = 10.0
+"""For one conversation; a thousandth of it is usual."""
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
@@ -65,14 +69,21 @@ class ChatTokenizer:
             raise BadRequest("This model has no chat template, so it cannot serve conversations.")
         going_on = conversation.goes_on and add_generation_prompt
         try:
-            text: str = self._wrapper.apply_chat_template(
-                [dict(message) for message in conversation.messages],
-                tools=[dict(tool) for tool in conversation.tools] or None,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt and not going_on,
-                **({"continue_final_message": True} if going_on else {}),
-                **conversation.options,
-            )
+            with patience(TEMPLATE_S):
+                text: str = self._wrapper.apply_chat_template(
+                    [dict(message) for message in conversation.messages],
+                    tools=[dict(tool) for tool in conversation.tools] or None,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt and not going_on,
+                    **({"continue_final_message": True} if going_on else {}),
+                    **conversation.options,
+                )
+        except OutOfPatience as error:
+            raise BadRequest(
+                f"The model's chat template was not done with this conversation in "
+                f"{TEMPLATE_S:.0f} s. Serve a model with another one.",
+                param="messages",
+            ) from error
         except (jinja2.TemplateError, TypeError) as error:
             raise BadRequest(
                 f"The model's chat template refuses this conversation: {error}", param="messages"

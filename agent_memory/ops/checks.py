@@ -226,6 +226,24 @@ def port(case: Case) -> Finding:
     return fail(f"{who} listens on {wanted}", "stop it, or choose another --port")
 
 
+def encryption(case: Case) -> Finding:
+    """What is remembered is as readable as the prompts it was made of."""
+    if not case.machine.is_mac:
+        return ok("whether the disk is encrypted is not looked at on this system")
+    said = case.machine.output("fdesetup", "status")
+    backups = case.machine.output("tmutil", "isexcluded", str(case.path))
+    if "[Excluded]" in backups:
+        copied = "Time Machine leaves out what is remembered"
+    else:
+        copied = f"Time Machine copies what is remembered, unless: tmutil addexclusion {case.path}"
+    if "FileVault is On" in said:
+        return ok(f"FileVault is on; {copied}")
+    return warn(
+        f"FileVault is not on: who has the disk can read what is remembered; {copied}",
+        "turn it on in System Settings, Privacy & Security",
+    )
+
+
 def index(case: Case) -> Finding:
     state = StateDir.unlocked(case.path)
     if not state.version.exists():
@@ -337,6 +355,7 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
     "disk": disk,
     "file system": file_system,
     "state directory": state_dir,
+    "encryption": encryption,
     "lock": lock,
     "port": port,
     "index": index,

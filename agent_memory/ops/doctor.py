@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from agent_memory import config
+from agent_memory.config import Config
 from agent_memory.errors import StateDirError
 from agent_memory.ops.checks import CHECKS, Case, Finding, Level
 from agent_memory.ops.machine import Machine
@@ -37,6 +38,17 @@ def main(args: argparse.Namespace) -> int:
 
 def examine(case: Case) -> dict[str, Finding]:
     return {name: check(case) for name, check in CHECKS.items()}
+
+
+def tell_wired(case: Case) -> None:
+    """Before a start, where memory may be held by a server that was killed."""
+    found = CHECKS["wired"](case)
+    if found.then:
+        sys.stderr.write(f"agent-memory: {found.found}; {found.then}\n")
+
+
+def at_start(settings: Config) -> None:
+    tell_wired(Case(settings, Machine(), Path.home()))
 
 
 def reset(state_dir: Path) -> None:

@@ -16,6 +16,7 @@ from agent_memory.errors import BadRequest, Conflict, NotFound
 from agent_memory.server import batch_lines, body, kept
 from agent_memory.server.batch_runner import Batches
 from agent_memory.server.body import Fields
+from agent_memory.server.pages import page
 from agent_memory.store.documents import Document, Documents
 
 PATH = "/v1/batches"
@@ -47,7 +48,7 @@ async def create(request: Request) -> Response:
 
 async def listed(request: Request) -> Response:
     found = await asyncio.to_thread(kept.everyone, _documents(request))
-    return kept.page(request, [_batches(request).now(one) for one in found])
+    return page(request, [_batches(request).now(one) for one in found])
 
 
 async def one(request: Request) -> Response:

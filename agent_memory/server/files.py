@@ -18,6 +18,7 @@ from agent_memory.errors import BadRequest, Conflict, NotFound, Refused
 from agent_memory.server import kept, multipart, upload
 from agent_memory.server.batch_runner import Batches
 from agent_memory.server.multipart import Field
+from agent_memory.server.pages import page
 from agent_memory.store.documents import Document, Documents
 
 PURPOSE = "batch"
@@ -37,7 +38,7 @@ async def create(request: Request) -> Response:
 async def listed(request: Request) -> Response:
     purpose = request.query_params.get("purpose")
     found = await asyncio.to_thread(kept.everyone, _files(request))
-    return kept.page(request, [one for one in found if purpose in (None, one["purpose"])])
+    return page(request, [one for one in found if purpose in (None, one["purpose"])])
 
 
 async def one(request: Request) -> Response:

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from agent_memory.errors import BadRequest, NotFound
+from agent_memory.errors import NotFound
 from agent_memory.server.response_items import REFERENCE, Item, answer_of, named
 from agent_memory.store.documents import Document, Documents, response_ids_of
 
@@ -137,20 +137,3 @@ class Responses:
 
 def _all_of(document: Document) -> list[Item]:
     return [*document["before"], *document["input"], *document["response"]["output"]]
-
-
-def page(items: list[Item], *, limit: int, newest_first: bool, after: str | None) -> dict[str, Any]:
-    """Some of a list, from behind the item `after`.  Raises BadRequest if that is not in it."""
-    ordered = items[::-1] if newest_first else items
-    ids = [item["id"] for item in ordered]
-    if after is not None and after not in ids:
-        raise BadRequest(f"'after' must be the id of an item in this list: {after}.", param="after")
-    begin = 0 if after is None else ids.index(after) + 1
-    shown = ordered[begin : begin + limit]
-    return {
-        "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
-        "has_more": begin + limit < len(ordered),
-    }

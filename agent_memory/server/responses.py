@@ -19,9 +19,10 @@ from agent_memory.server import ask, body, sse
 from agent_memory.server.ask import Ask
 from agent_memory.server.body import Fields
 from agent_memory.server.openai import refuse_not_built
+from agent_memory.server.pages import page
 from agent_memory.server.response_answer import Answer, Event
 from agent_memory.server.response_items import Item, messages, read
-from agent_memory.server.response_store import Responses, page
+from agent_memory.server.response_store import Responses
 from agent_memory.server.response_tools import Offer, offered
 from agent_memory.server.sse import EventStream, WhileConnected
 from agent_memory.server.tools import several
@@ -50,7 +51,6 @@ INCLUDE = (
 """All but the first two are of what there is never anything of here."""
 PLACES = {"messages": "input", "logprobs": "top_logprobs"}
 """Fields that errors name as the chat has them, and what they are called here."""
-MAX_PAGE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,18 +267,12 @@ async def delete(request: Request) -> Response:
 
 async def input_items(request: Request) -> Response:
     """Those of the conversation before, too."""
-    asked = request.query_params
-    order, limit = asked.get("order", "desc"), asked.get("limit", "20")
+    order = request.query_params.get("order", "desc")
     if order not in ("asc", "desc"):
         raise BadRequest("'order' must be asc or desc.", param="order")
-    if not (limit.isdecimal() and len(limit) < 4 and 1 <= int(limit) <= MAX_PAGE):
-        raise BadRequest(f"'limit' must be an integer from 1 to {MAX_PAGE}.", param="limit")
     found = await _kept(request).get(request.path_params["response_id"])
     items = [*found["before"], *found["input"]]
-    newest_first = order == "desc"
-    return JSONResponse(
-        page(items, limit=int(limit), newest_first=newest_first, after=asked.get("after"))
-    )
+    return page(request, items[::-1] if order == "desc" else items)
 
 
 async def cancel(request: Request) -> Response:

@@ -193,7 +193,7 @@ class Turn:
         if not isinstance(prompt, Conversation):
             return prompt
         known = self.tokenizer.template_words
-        if prompt.tools and "tools" not in known:
+        if self.ask.calls.tools and "tools" not in known:
             raise BadRequest(
                 f"The chat template of '{self.model}' has no place for tools, so the model would "
                 "not hear of them. Serve a model made for tools, or send none.",

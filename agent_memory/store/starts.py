@@ -93,11 +93,22 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             line = json.loads(written)
         except ValueError:
             continue
-        if isinstance(line, dict) and _FIELDS <= line.keys():
+        if isinstance(line, dict) and all(
+            name in line and isinstance(line[name], kind) for name, kind in _FIELDS.items()
+        ):
             yield line
 
 
-_FIELDS = {"run", "at", "phase", "step", "pid", "boot", "exit", "peak_rss_bytes"}
+_FIELDS = {
+    "run": str,
+    "at": int | float,
+    "phase": str,
+    "step": str,
+    "pid": int,
+    "boot": str,
+    "exit": int | None,
+    "peak_rss_bytes": int,
+}
 
 
 def num_unclean(starts: list[Start], now: float) -> int:

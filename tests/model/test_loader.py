@@ -8,12 +8,15 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from agent_memory import builtin
 from agent_memory.errors import ModelRefused
 from agent_memory.model import loader
+from tests.model import tiny
 
 NAME = "somebody/some-model"
 FIND = "import sys; from agent_memory.model import loader; print(loader.find(sys.argv[1]))"
@@ -84,6 +87,33 @@ def test_no_code_of_a_model_is_run(tmp_path: Path, file: str, facts: dict[str, o
         error = load.exception()
     assert not (tmp_path / "was-run").exists()
     assert error is None or isinstance(error, ModelRefused | ValueError)
+
+
+LARGER: dict[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}
+"""Some 90 MB, of which loading needs for a moment what it needs for the smallest model, too."""
+
+
+@pytest.mark.requirement("L-15")
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+def test_loading_takes_no_more_than_the_model(dtype: mx.Dtype, tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "model", **LARGER)
+    weights = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    turned = {name: array.astype(dtype) for name, array in weights.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), turned, {"format": "mlx"})
+    del weights, turned
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    loaded = loader.load_whole(str(folder), 8, 64)
+    taken, most = mx.get_active_memory() - before, mx.get_peak_memory() - before
+    assert loaded.model is not None and taken > 80e6
+    assert most < 1.2 * taken
 
 
 @pytest.mark.parametrize(

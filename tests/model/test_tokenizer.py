@@ -1,5 +1,8 @@
 """Text as it is generated: whole characters, and nothing from a stop string on."""
 
+import time
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -7,9 +10,12 @@ from tokenizers import Tokenizer
 
 from agent_memory import builtin
 from agent_memory.errors import BadRequest
+from agent_memory.model import loader, tokenizer
+from agent_memory.model.patience import OutOfPatience, patience
 from agent_memory.model.tokenizer import ChatTokenizer, StopMatcher
 from agent_memory.request import Conversation
 from tests.conftest import builtin_model
+from tests.model import tiny
 
 BACKEND = Tokenizer.from_file(str(builtin.PATH / "tokenizer.json"))
 
@@ -95,6 +101,40 @@ def test_an_answer_goes_on_with_what_the_assistant_has_begun_to_say() -> None:
     assert chat().stable_tokens(begun, chat().encode_chat(begun)) == len(chat().encode_chat(begun))
     with pytest.raises(BadRequest, match="go on"):
         chat().render(Conversation([{"role": "assistant"}], goes_on=True))
+
+
+@pytest.mark.requirement("S-13")
+@pytest.mark.parametrize("what", ["", "x"])
+def test_a_template_without_end_is_ended(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}WHAT{% endfor %}{% endfor %}"
+    monkeypatch.setattr(tokenizer, "TEMPLATE_S", 0.2)
+    folder = tiny.save("llama", tmp_path / "model", endless.replace("WHAT", what))
+    chat = loader.load_whole(str(folder), None, 64).tokenizer
+    began = time.monotonic()
+    with pytest.raises(BadRequest, match="was not done with this conversation"):
+        chat.encode_chat(Conversation([{"role": "user", "content": "Hi"}]))
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.requirement("S-13")
+def test_patience_ends_what_takes_longer_and_nothing_after_it() -> None:
+    for _ in range(200):
+        done = False
+        try:
+            with patience(0.001):
+                deadline = time.monotonic() + 0.001
+                while time.monotonic() < deadline:
+                    pass
+            done = True
+        except OutOfPatience:
+            assert not done
+    for _ in range(100_000):  # nothing comes late
+        pass
+    with pytest.raises(OutOfPatience), patience(0.01):
+        while True:
+            pass
 
 
 def test_half_a_surrogate_pair_is_the_callers_fault() -> None:

@@ -33,6 +33,7 @@ VM_STAT_STRANDED = VM_STAT_16K.replace(" 143360.", "1179648.").replace(" 410237.
 SYSCTL = {
     "sysctl hw.memsize": "hw.memsize: 25769803776\n",
     "sysctl iogpu.wired_limit_mb": "iogpu.wired_limit_mb: 0\n",
+    "fdesetup status": "FileVault is On.\n",
     "sysctl machdep.cpu.brand_string": "machdep.cpu.brand_string: Apple M4 Pro\n",
 }
 MOUNT_MAC = """\

@@ -18,7 +18,7 @@ from agent_memory.metrics import Metrics
 from agent_memory.model_source import parse
 from agent_memory.ops import blas
 from agent_memory.ops.checks import CHECKS, Case, Finding, Level
-from agent_memory.ops.doctor import examine
+from agent_memory.ops.doctor import examine, tell_wired
 from agent_memory.ops.machine import Machine
 from agent_memory.ops.service import Launchd, Systemd
 from agent_memory.store.block_store import BlockStore
@@ -134,6 +134,11 @@ def state_directory(world: World) -> Iterator[None]:
     yield
 
 
+def encryption(world: World) -> Iterator[None]:
+    world.recorded["fdesetup status"] = "FileVault is Off.\n"
+    yield
+
+
 def lock(world: World) -> Iterator[None]:
     held = StateDir.open(world.state.path)
     yield
@@ -217,6 +222,7 @@ FAULTS: list[tuple[Fault, Level]] = [
     (disk, Level.WARN),
     (file_system, Level.FAIL),
     (state_directory, Level.WARN),
+    (encryption, Level.WARN),
     (lock, Level.WARN),
     (port, Level.FAIL),
     (index, Level.FAIL),
@@ -227,11 +233,11 @@ FAULTS: list[tuple[Fault, Level]] = [
     (model, Level.FAIL),
     (context, Level.WARN),
 ]
-ONLY_ON = {"openblas": "linux", "wired": "darwin"}
+ONLY_ON = {"openblas": "linux", "wired": "darwin", "encryption": "darwin"}
 
 
 @pytest.mark.parametrize(("fault", "level"), FAULTS, ids=[fault.__name__ for fault, _ in FAULTS])
-@pytest.mark.requirement("L-26")
+@pytest.mark.requirement("L-26", "S-26")
 def test_of_one_fault_exactly_that_is_found(fault: Fault, level: Level, world: World) -> None:
     name = fault.__name__.replace("_", " ")
     if ONLY_ON.get(fault.__name__, world.platform) != world.platform:
@@ -244,6 +250,27 @@ def test_of_one_fault_exactly_that_is_found(fault: Fault, level: Level, world: W
     changed = {check for check in CHECKS if after[check].level != before[check].level}
     assert changed == {name} and after[name].level is level
     assert after[name].then
+
+
+@pytest.mark.requirement("L-25")
+def test_a_start_tells_of_memory_that_somebody_left_wired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(tmp_path, "darwin", dict(MAC))
+    tell_wired(world.case())
+    assert capsys.readouterr().err == ""
+    world.recorded["vm_stat"] = machines.VM_STAT_STRANDED
+    tell_wired(world.case())
+    assert "75% of the memory, and no server runs; reboot" in capsys.readouterr().err
+
+
+@pytest.mark.requirement("S-26")
+def test_whether_backups_copy_what_is_remembered(tmp_path: Path) -> None:
+    world = World(tmp_path, "darwin", dict(MAC))
+    path = world.home / "state"
+    assert f"unless: tmutil addexclusion {path}" in world.findings()["encryption"].found
+    world.recorded[f"tmutil isexcluded {path}"] = f"[Excluded]    {path}\n"
+    assert "Time Machine leaves out" in world.findings()["encryption"].found
 
 
 def test_the_command_says_it_in_words_and_as_json(tmp_path: Path) -> None:

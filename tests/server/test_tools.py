@@ -1,11 +1,14 @@
 """Chats with tools, forms, several answers and logprobs, over real sockets."""
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from agent_memory import builtin
 from tests.cold import ColdOf
 from tests.process import Server, chat
 
@@ -115,6 +118,23 @@ def test_none_offered_none_called_and_the_prompt_is_the_same(server: Server) -> 
         choice = answered(server.post(chat(wanted, max_tokens=30, **fields)))
         assert "tool_calls" not in choice["message"]
         assert choice["finish_reason"] in ("stop", "length")
+
+
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+def test_a_template_without_place_for_tools(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(builtin.PATH, model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": PLAIN}))
+    with Server(tmp_path, "--model", str(model)) as server:
+        server.wait_ready()
+        refused = server.ask("Hi", tools=[CLOCK])
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "tools"
+        fields: dict[str, Any] = {"tools": [CLOCK], "tool_choice": "none", "max_tokens": 1}
+        assert "tool_calls" not in answered(server.ask("Hi", **fields))["message"]
 
 
 def test_json_of_a_schema_or_it_says_length(server: Server) -> None:

@@ -70,6 +70,12 @@ def test_what_is_no_line_of_ours_is_passed_over(tmp_path: Path) -> None:
     for odd in ("", "{", "[]", "null", '{"run": 1}', "\0" * 50, whole.splitlines()[0][:40]):
         path.write_text(f"{odd}\n{whole}{odd}")
         assert [one.clean for one in Starts(tmp_path).before] == [True]
+    line = json.loads(whole.splitlines()[0])
+    for field in line:
+        path.write_text(f"{json.dumps(line | {field: [], 'run': 'another'})}\n{whole}")
+        before = Starts(tmp_path).before
+        assert [one.clean for one in before if one.run == line["run"]] == [True]
+        assert starts.num_unclean(before, 0.0) == 0
 
 
 def test_a_disk_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
