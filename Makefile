@@ -8,6 +8,7 @@ LOCK := requirements/$(BACKEND).txt
 BIN := .venv/bin
 STAMP := .venv/installed-$(BACKEND)
 FAST = LD_PRELOAD=$$($(BIN)/python -c 'from agent_memory.ops import blas; print(blas.find() or "")')
+# The fast tests compute little at a time: threads would wait for each other longer than they do.
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
@@ -25,7 +26,7 @@ demo: install  ## show in a minute what is remembered
 	$(BIN)/agent-memory demo $(ARGS)
 
 test: install  ## the fast tests
-	$(FAST) $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(FAST) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
 test-all: install  ## every test, about two hours; counts go to build/suites.jsonl
 	$(FAST) $(BIN)/python -m pytest -q --suites build/suites.jsonl $(ARGS)

@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from agent_memory.ops.process import Line, ServerProcess
 
 START_S = 60
 CHAT = "/v1/chat/completions"
+
+PLAIN = {"timeout": 60, "verify": False}
+"""There is no TLS.  To read all certificates first takes longer than most answers."""
+
+StreamedAnswer = AbstractContextManager[httpx.Response]
 
 
 class Server(ServerProcess):
@@ -69,14 +75,23 @@ class Server(ServerProcess):
 
     # what it is asked
 
+    def call(self, method: str, path: str, **more: Any) -> httpx.Response:
+        return httpx.request(method, self.url + path, **{**PLAIN, **more})
+
+    def streamed(self, method: str, path: str, **more: Any) -> StreamedAnswer:
+        return httpx.stream(method, self.url + path, **{**PLAIN, **more})
+
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=10)
+        return self.call("GET", path, timeout=10)
+
+    def delete(self, path: str) -> httpx.Response:
+        return self.call("DELETE", path, timeout=10)
 
     def post(self, body: object, path: str = CHAT, **headers: str) -> httpx.Response:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         headers = {"Content-Type": "application/json", **named}
-        return httpx.post(self.url + path, content=raw, headers=headers, timeout=60)
+        return self.call("POST", path, content=raw, headers=headers)
 
     def ask(self, text: str, agent: str | None = None, **fields: object) -> httpx.Response:
         return self.post(chat(text, **fields), **({"X-Agent-ID": agent} if agent else {}))
@@ -85,9 +100,7 @@ class Server(ServerProcess):
         """The data of each event of a streamed answer."""
         body = chat(text, **{"stream": True, **fields})
         headers = {"X-Agent-ID": agent}
-        with httpx.stream(
-            "POST", self.url + CHAT, json=body, headers=headers, timeout=60
-        ) as answer:
+        with self.streamed("POST", CHAT, json=body, headers=headers) as answer:
             assert answer.status_code == 200, answer.read()
             return [line.removeprefix("data: ") for line in answer.iter_lines() if line]
 
@@ -100,7 +113,7 @@ class Server(ServerProcess):
         """A client that asks for an endless answer and reads nothing, not even what it asked for
         before, until more waits for it than the server likes to hold.
 
-        Small windows and segments keep the system's own buffers small.
+        Small windows and segments keep the system's own buffers small, and events are long.
         """
         client = socket.socket()
         client.settimeout(20)
@@ -108,7 +121,8 @@ class Server(ServerProcess):
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 512)
         client.connect(("127.0.0.1", self.port))
         before = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4
-        client.sendall(before + raw_post(chat(ENDLESS, stream=True, **fields)))
+        long = {"stream": True, "logprobs": True, "top_logprobs": 20}
+        client.sendall(before + raw_post(chat(ENDLESS, **long, **fields)))
         self.wait_until(lambda: self.metric("stalled_connections") == 1)
         return client
 

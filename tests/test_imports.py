@@ -187,6 +187,7 @@ def test_no_rule_is_waived() -> None:
     waived = [
         f"{file}:{token.start[0]} {token.string}"
         for file in python_files()
+        if WAIVER.search(text(file))  # in a string perhaps, which is what takes long to tell
         for token in tokenize.generate_tokens(io.StringIO(text(file)).readline)
         if token.type == tokenize.COMMENT and WAIVER.search(token.string)
     ]

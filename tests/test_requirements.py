@@ -76,7 +76,10 @@ def carried(module: ast.Module) -> set[str]:
                 assert is_id, f"{name}: {ast.unparse(arg)} is no id"
                 ids.add(ast.literal_eval(arg))
     num_anywhere = sum(
-        isinstance(node, ast.Attribute) and ast.unparse(node) == MARKER for node in ast.walk(module)
+        isinstance(node, ast.Attribute)
+        and node.attr == "requirement"
+        and ast.unparse(node) == MARKER
+        for node in ast.walk(module)
     )
     assert num_anywhere == sum(len(calls) for _, calls in marks(module)), "a marker of no test"
     return ids

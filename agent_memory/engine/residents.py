@@ -120,6 +120,7 @@ class Residents:
         """What is found is told; commands must still be taken after it."""
         if not self.is_idle:
             return
+        self._tell_metrics()  # what commands changed: there may be no turn for a long time
         try:
             assert not self.ledger.holders()
             for loop in self.loops.values():

@@ -38,6 +38,7 @@ class Client:
             base_url=f"http://127.0.0.1:{port}",
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
             trust_env=False,  # a proxy for the outside world has no business here
+            verify=False,  # there is no TLS, and to read all certificates takes a while
         )
 
     def __enter__(self) -> "Client":

@@ -6,7 +6,6 @@ questions.  Everything follows from the seed.
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -79,10 +78,6 @@ def _aside(rng: random.Random) -> str:
     text = ordinary_text()
     start, length = rng.randrange(len(text) - 5000), rng.randrange(40, 3000)
     return "Read this:\n" + text[start : start + length]
-
-
-def asked(messages: Messages) -> dict[str, Any]:
-    return {"messages": messages, "temperature": 0, "max_tokens": 24}
 
 
 @dataclass(frozen=True)

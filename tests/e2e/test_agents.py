@@ -1,11 +1,10 @@
 """Forked, rewound, exported and imported agents go on as if they had never been anything else.
 
-Every answer from memory is compared with that of a fresh server on an empty state directory.
+Every answer from memory is compared with that of a server that remembers nothing.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import httpx
 import pytest
 
 from agent_memory.request import Conversation
+from tests.cold import Answer, ColdOf
 from tests.conftest import DEFAULT_KV_BITS, builtin_model, ordinary_text
 from tests.e2e.conversations import Messages, judge
 from tests.process import Server
@@ -20,13 +20,6 @@ from tests.process import Server
 FACTS = "Remember these facts:\n- the code for orchid is 7319\n- my favorite color is teal"
 READ = "Read this:\n" + ordinary_text()[9000:13000]
 QUESTIONS = ("What is the code for orchid?", "What is my favorite color?")
-
-
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    prompt: int
-    cached: int
 
 
 class Talk:
@@ -39,7 +32,7 @@ class Talk:
 
     def say(self, text: str) -> Answer:
         self.messages.append({"role": "user", "content": text})
-        answer = ask(self.server, self.agent, self.messages)
+        answer = Answer.of(self.server, self.messages, self.agent)
         self.messages.append({"role": "assistant", "content": answer.text})
         return answer
 
@@ -72,15 +65,6 @@ def encoded(messages: Messages) -> list[int]:
     return builtin_model(8).tokenizer.encode_chat(Conversation(messages))
 
 
-def ask(server: Server, agent: str, messages: Messages) -> Answer:
-    body = {"messages": messages, "temperature": 0, "max_tokens": 24}
-    response = server.post(body, **{"X-Agent-ID": agent})
-    assert response.status_code == 200, response.text
-    usage = response.json()["usage"]
-    text = response.json()["choices"][0]["message"]["content"]
-    return Answer(text, usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"])
-
-
 @contextmanager
 def serving(folder: Path, kv_bits: int | None) -> Iterator[Server]:
     folder.mkdir(exist_ok=True)
@@ -88,20 +72,19 @@ def serving(folder: Path, kv_bits: int | None) -> Iterator[Server]:
         yield server.wait_ready()
 
 
-def assert_as_cold(folder: Path, kv_bits: int | None, restored: Answer, messages: Messages) -> None:
+def assert_as_cold(cold: ColdOf, kv_bits: int | None, restored: Answer, messages: Messages) -> None:
     """`messages` end with the restored answer."""
-    with serving(folder / "cold", kv_bits) as fresh:
-        cold = ask(fresh, "cold", messages[:-1])
-    assert cold.prompt == restored.prompt
-    if cold.text != restored.text:
-        parting = judge(builtin_model(kv_bits), messages[:-1], restored.text, cold.text)
+    computed = cold(kv_bits).answer(messages[:-1])
+    assert computed.prompt == restored.prompt
+    if computed.text != restored.text:
+        parting = judge(builtin_model(kv_bits), messages[:-1], restored.text, computed.text)
         assert kv_bits is not None and parting.is_tie, parting
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kv_bits", DEFAULT_KV_BITS)
-def test_forked_agents_go_their_own_ways(tmp_path: Path, kv_bits: int | None) -> None:
+def test_forked_agents_go_their_own_ways(tmp_path: Path, kv_bits: int | None, cold: ColdOf) -> None:
     with serving(tmp_path / "state", kv_bits) as server:
         one = Talk(server, "one")
         one.say(FACTS)
@@ -117,13 +100,15 @@ def test_forked_agents_go_their_own_ways(tmp_path: Path, kv_bits: int | None) ->
         assert again.cached >= answers[1].prompt
         assert server.event("server_listening") and not server.events("check_failed")
     for talk, answer in zip((one, two), (answers[0], again), strict=True):
-        assert_as_cold(tmp_path, kv_bits, answer, talk.messages)
+        assert_as_cold(cold, kv_bits, answer, talk.messages)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kv_bits", DEFAULT_KV_BITS)
-def test_a_rewound_agent_goes_on_from_there(tmp_path: Path, kv_bits: int | None) -> None:
+def test_a_rewound_agent_goes_on_from_there(
+    tmp_path: Path, kv_bits: int | None, cold: ColdOf
+) -> None:
     with serving(tmp_path / "state", kv_bits) as server:
         talk = Talk(server, "ann")
         talk.say(FACTS)
@@ -142,12 +127,12 @@ def test_a_rewound_agent_goes_on_from_there(tmp_path: Path, kv_bits: int | None)
         assert answer.cached >= before - 1
         talk.settled()
         assert not server.events("check_failed")
-    assert_as_cold(tmp_path, kv_bits, answer, talk.messages)
+    assert_as_cold(cold, kv_bits, answer, talk.messages)
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kv_bits", DEFAULT_KV_BITS)
-def test_export_wipe_import_and_go_on(tmp_path: Path, kv_bits: int | None) -> None:
+def test_export_wipe_import_and_go_on(tmp_path: Path, kv_bits: int | None, cold: ColdOf) -> None:
     with serving(tmp_path / "first", kv_bits) as server:
         talk = Talk(server, "ann")
         talk.say(FACTS)
@@ -167,17 +152,12 @@ def test_export_wipe_import_and_go_on(tmp_path: Path, kv_bits: int | None) -> No
         assert moved["heads"][0]["turns"] == shown["heads"][0]["turns"]
         answer = talk.say(QUESTIONS[0])
         assert (answer.text, answer.cached) == (unmoved.text, unmoved.cached)
-    assert_as_cold(tmp_path, kv_bits, answer, talk.messages)
+    assert_as_cold(cold, kv_bits, answer, talk.messages)
 
 
 def send(server: Server, raw: bytes, **params: str) -> httpx.Response:
-    return httpx.post(
-        f"{server.url}/v1/agents/import",
-        content=raw,
-        params=params,
-        headers={"Content-Type": "application/x-tar"},
-        timeout=60,
-    )
+    headers = {"Content-Type": "application/x-tar"}
+    return server.call("POST", "/v1/agents/import", content=raw, params=params, headers=headers)
 
 
 @pytest.mark.slow
@@ -227,7 +207,7 @@ def files(server: Server) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_what_was_rewound_is_not_exported(tmp_path: Path) -> None:
+def test_what_was_rewound_is_not_exported(tmp_path: Path, cold: ColdOf) -> None:
     with serving(tmp_path / "first", 8) as server:
         talk = Talk(server, "ann")
         talk.say(FACTS)
@@ -240,7 +220,7 @@ def test_what_was_rewound_is_not_exported(tmp_path: Path) -> None:
         assert talk.look()["tokens"] == tokens
         answer = talk.say(QUESTIONS[0])
         assert answer.cached == tokens
-    assert_as_cold(tmp_path, 8, answer, talk.messages)
+    assert_as_cold(cold, 8, answer, talk.messages)
 
 
 @pytest.mark.timeout(180)
@@ -250,7 +230,7 @@ def test_an_agent_is_exported_while_it_goes_on(tmp_path: Path) -> None:
         talk.say(FACTS)
         talk.say(READ)
         shown = talk.settled()
-        with httpx.stream("GET", f"{server.url}/v1/agents/ann/export", timeout=60) as answer:
+        with server.streamed("GET", "/v1/agents/ann/export") as answer:
             pieces = answer.iter_raw(1000)
             raw = next(pieces)
             talk.say(QUESTIONS[0])  # its last block is replaced by a longer one

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import KV_BITS, builtin_model, ordinary_text
+from tests.cold import Answer, ColdOf
+from tests.conftest import DEFAULT_KV_BITS, builtin_model, ordinary_text
 from tests.e2e.conversations import Messages, judge
 from tests.process import Server
 
@@ -26,41 +27,30 @@ def prompts() -> list[Messages]:
     return [[{"role": "user", "content": text}] for text in asked]
 
 
-def answer(server: Server, messages: Messages, agent: str) -> str:
-    body = {"messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
-    response = server.post(body, **{"X-Agent-ID": agent})
-    assert response.status_code == 200, response.text
-    return str(response.json()["choices"][0]["message"]["content"])
-
-
 @pytest.mark.requirement("B-22")
-@pytest.mark.parametrize(
-    "kv_bits", [b if b == 8 else pytest.param(b, marks=pytest.mark.slow) for b in KV_BITS]
-)
-def test_four_at_once_are_as_alone(kv_bits: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kv_bits", DEFAULT_KV_BITS)
+def test_four_at_once_are_as_alone(kv_bits: int | None, tmp_path: Path, cold: ColdOf) -> None:
     flags = ("--kv-bits", str(kv_bits or "none"))
-    (tmp_path / "alone").mkdir()
-    (tmp_path / "at-once").mkdir()
-    with Server(tmp_path / "alone", *flags).wait_ready() as server:
-        alone = [answer(server, said, f"agent-{i}") for i, said in enumerate(prompts())]
-    with Server(tmp_path / "at-once", *flags).wait_ready() as server:
-        with ThreadPoolExecutor(NUM_AGENTS) as pool:
-            names = [f"agent-{i}" for i in range(NUM_AGENTS)]
-            at_once = list(pool.map(answer, [server] * NUM_AGENTS, prompts(), names))
+    alone = [cold(kv_bits).answer(said, max_tokens=MAX_TOKENS) for said in prompts()]
+    with Server(tmp_path, *flags).wait_ready() as server, ThreadPoolExecutor(NUM_AGENTS) as pool:
+        asked = [
+            pool.submit(Answer.of, server, said, f"agent-{i}", max_tokens=MAX_TOKENS)
+            for i, said in enumerate(prompts())
+        ]
+        at_once = [answer.result() for answer in asked]
     for said, one, other in zip(prompts(), alone, at_once, strict=True):
-        if one != other:
-            parting = judge(builtin_model(kv_bits), said, one, other)
+        if one.text != other.text:
+            parting = judge(builtin_model(kv_bits), said, one.text, other.text)
             assert kv_bits and parting.is_tie, parting
 
 
 @pytest.mark.requirement("L-39")
-def test_a_turn_that_has_ended_is_on_disk_within_a_second(tmp_path: Path) -> None:
-    with Server(tmp_path).wait_ready() as server:
-        answer(server, prompts()[3], "writer")
-        ended = time.monotonic()
-        while True:
-            agent = server.get("/v1/agents/writer")
-            if agent.status_code == 200 and agent.json()["tiers"]["disk"] == agent.json()["tokens"]:
-                break
-            assert time.monotonic() < ended + 1.0, agent.text
-            time.sleep(0.01)
+def test_a_turn_that_has_ended_is_on_disk_within_a_second(server: Server) -> None:
+    Answer.of(server, prompts()[3], "writer", max_tokens=MAX_TOKENS)
+    ended = time.monotonic()
+    while True:
+        agent = server.get("/v1/agents/writer")
+        if agent.status_code == 200 and agent.json()["tiers"]["disk"] == agent.json()["tokens"]:
+            break
+        assert time.monotonic() < ended + 1.0, agent.text
+        time.sleep(0.01)

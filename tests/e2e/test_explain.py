@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.engine.talks import TALKS, Talk
@@ -93,8 +92,7 @@ def test_an_agent_that_was_deleted_has_not_been_seen(running: Asker) -> None:
     said = [{"role": "user", "content": "Between us: the orchid is blue."}]
     running.ask("gone", said)
     running.settle("gone")
-    url = f"{running.server.url}/v1/agents/gone"
-    assert httpx.delete(url, timeout=10).status_code == 204
+    assert running.server.delete("/v1/agents/gone").status_code == 204
     assert running.server.get(f"/v1/requests/{running.last}/explain").status_code == 404
     assert running.ask("gone", said)[1]["cause"] == "never_seen"
 

@@ -106,7 +106,7 @@ def test_a_hundred_at_once_and_probes_meanwhile(tmp_path: Path) -> None:
     with Server(tmp_path, "--max-requests", "60").wait_ready() as server:
         clients = [server.connect() for _ in range(100)]
         for n, client in enumerate(clients):
-            client.sendall(raw_post(chat(f"{n} {ENDLESS}", max_tokens=30, user=f"agent-{n}")))
+            client.sendall(raw_post(chat(f"{n} {ENDLESS}", max_tokens=15, user=f"agent-{n}")))
         server.wait_until(lambda: server.metric("running") > 0)
         probes, busy = list[float](), True
         while busy:

@@ -12,8 +12,8 @@ from tests.e2e.conversations import Messages
 from tests.process import Server
 
 NUM_AGENTS = 10
-SYSTEM_TOKENS = 2000
-MAX_TOKENS = 100
+SYSTEM_TOKENS = 1000
+MAX_TOKENS = 60
 REPEAT = "Repeat this:\n" + "0" * 60
 
 

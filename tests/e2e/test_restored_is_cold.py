@@ -2,23 +2,20 @@
 
 Each conversation is held with a server that remembers; before its last turn the server goes on,
 is stopped with SIGTERM and started again, or killed with SIGKILL and started again.  The same last
-request then goes to a fresh server on an empty state directory.
+request then goes to a server that remembers nothing.
 """
 
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.cold import Answer, ColdOf
 from tests.conftest import KV_BITS, builtin_model
 from tests.e2e.conversations import (
     Conversation,
-    Messages,
-    asked,
     conversations,
     judge,
     plain_answer,
@@ -30,38 +27,16 @@ ON_DISK_S = 1.0  # a turn that has ended is on disk within this
 END_S = 20
 
 
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    cached: int
-    prompt: int
-    completion: int
-
-    @classmethod
-    def of(cls, server: Server, messages: Messages, agent: str) -> "Answer":
-        response = server.post(asked(messages), **{"X-Agent-ID": agent})
-        assert response.status_code == 200, response.text
-        body: dict[str, Any] = response.json()
-        usage = body["usage"]
-        return cls(
-            body["choices"][0]["message"]["content"],
-            usage["prompt_tokens_details"]["cached_tokens"],
-            usage["prompt_tokens"],
-            usage["completion_tokens"],
-        )
-
-
 class Suite:
-    """One server that remembers, restarted on the way; `flags` are its settings."""
+    """One server that remembers, restarted on the way."""
 
     def __init__(self, folder: Path, kv_bits: int | None) -> None:
         self.folder = folder
         self.flags = ("--kv-bits", str(kv_bits or "none"))
-        self.remembering = self._start(folder / "remembers")
+        self.remembering = self._start()
 
-    def _start(self, folder: Path) -> Server:
-        folder.mkdir(exist_ok=True)
-        return Server(folder, *self.flags).wait_ready()
+    def _start(self) -> Server:
+        return Server(self.folder, *self.flags).wait_ready()
 
     def hold(self, talk: Conversation) -> Answer:
         """All turns but the last; -> the last answer's figures."""
@@ -79,19 +54,13 @@ class Suite:
             self.remembering.signal(signal.SIGKILL if way == "kill" else signal.SIGTERM)
             code = self.remembering.wait(END_S)
             assert code == (-signal.SIGKILL if way == "kill" else 0)
-            self.remembering = self._start(self.folder / "remembers")
-
-    def cold(self, talk: Conversation, messages: Messages) -> Answer:
-        with self._start(self.folder / f"cold-{talk.name}") as fresh:
-            answer = Answer.of(fresh, messages, talk.name)
-        assert answer.cached == 0
-        return answer
+            self.remembering = self._start()
 
 
-def run(folder: Path, kv_bits: int | None, cases: Cases) -> str:
+def run(folder: Path, kv_bits: int | None, cases: Cases, cold_of: ColdOf) -> str:
     """Hold them all; -> a report.  Raises AssertionError if too many answers part."""
     count, seed = cases.planned, cases.seed or 0
-    suite = Suite(folder, kv_bits)
+    suite, forgetful = Suite(folder, kv_bits), cold_of(kv_bits)
     talks = conversations(count, seed)
     before = {talk.name: suite.hold(talk) for talk in talks}
     tokens, parted = 0, []
@@ -104,7 +73,7 @@ def run(folder: Path, kv_bits: int | None, cases: Cases) -> str:
                 assert restored.cached > 0, talk.name
                 if not talk.diverges:
                     assert restored.cached >= before[talk.name].prompt, talk.name
-                cold = suite.cold(talk, messages)
+                cold = forgetful.answer(messages)
                 tokens += cold.completion
                 rivals = {"cold": cold.text}
                 if kv_bits is None:
@@ -128,10 +97,14 @@ def report(capsys: pytest.CaptureFixture[str], text: str) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("kv_bits", KV_BITS)
 def test_a_few(
-    kv_bits: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str], suite: NewSuite
+    kv_bits: int | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    suite: NewSuite,
+    cold: ColdOf,
 ) -> None:
     with suite(f"restored is cold, kv {kv_bits or 'none'}", 6, 1) as cases:
-        report(capsys, run(tmp_path, kv_bits, cases))
+        report(capsys, run(tmp_path, kv_bits, cases, cold))
 
 
 @pytest.mark.requirement("B-13", "B-14", "B-16", "B-31", "L-39")
@@ -139,7 +112,11 @@ def test_a_few(
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kv_bits", KV_BITS)
 def test_fifty(
-    kv_bits: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str], suite: NewSuite
+    kv_bits: int | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    suite: NewSuite,
+    cold: ColdOf,
 ) -> None:
     with suite(f"restored is cold, kv {kv_bits or 'none'}", 50, 2) as cases:
-        report(capsys, run(tmp_path, kv_bits, cases))
+        report(capsys, run(tmp_path, kv_bits, cases, cold))

@@ -24,8 +24,9 @@ from agent_memory.model import loader
 from agent_memory.model.loader import LoadedModel
 from agent_memory.processes import output
 from agent_memory.store import starts
+from tests.cold import asked
 from tests.conftest import builtin_model
-from tests.e2e.conversations import Messages, asked, conversations, judge, plain_answer
+from tests.e2e.conversations import Messages, conversations, judge, plain_answer
 from tests.model import tiny
 from tests.process import CHAT, Server
 from tests.suites import NewSuite

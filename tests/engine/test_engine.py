@@ -186,7 +186,7 @@ async def test_closing_cancels_and_what_was_computed_is_kept(tmp_path: Path) -> 
 
 @pytest.mark.requirement("L-09")
 async def test_limits(tmp_path: Path) -> None:
-    async with running(tmp_path) as engine:
+    async with running(tmp_path, context_length=1024) as engine:
         context = engine.models.default.known.context_length
         filler = tuple(5 + i % 900 for i in range(context + 1))
         full = await ask(engine, filler[: context - 1], max_tokens=50)
@@ -259,24 +259,25 @@ def memory_for(engine: Engine, num_tokens: int, pool_bytes: int) -> int:
 async def test_background_work_gives_way_and_goes_on_and_a_sequence_ends_where_memory_does(
     tmp_path: Path,
 ) -> None:
+    short = FACTS[:1500]
     async with running(tmp_path / "alone") as engine:
-        slow = await ask(engine, ENDLESS, "slow", max_tokens=700)
-        quick = await ask(engine, FACTS, "quick")
-        memory_bytes = memory_for(engine, 980, 8 << 20)
+        slow = await ask(engine, ENDLESS, "slow", max_tokens=400)
+        quick = await ask(engine, short, "quick")
+        memory_bytes = memory_for(engine, 650, 8 << 20)
         step_bytes = steps_of(engine).room.ledger.figures()["step:builtin"]
     tight = {"memory_bytes": memory_bytes, "pool_bytes": 8 << 20}
     async with running(tmp_path / "tight", **tight) as engine:
         fix = partial(steps_of(engine).room.ledger.fix, "step:builtin", step_bytes)
         await engine._on_thread(fix)  # measured again it is a little more or less
-        assert 970 <= engine.models.default.most_tokens <= 990
+        assert 640 <= engine.models.default.most_tokens <= 660
         with pytest.raises(MemoryExceeded, match="for 1012 tokens"):
             await ask(engine, tuple(range(5, 505)), max_tokens=None)
         under_way = asyncio.Event()
         background = asyncio.create_task(
-            ask(engine, ENDLESS, "slow", 700, priority=Priority.BACKGROUND, under_way=under_way)
+            ask(engine, ENDLESS, "slow", 400, priority=Priority.BACKGROUND, under_way=under_way)
         )
         await under_way.wait()
-        asked = [asyncio.create_task(ask(engine, FACTS, f"quick-{n}")) for n in range(2)]
+        asked = [asyncio.create_task(ask(engine, short, f"quick-{n}")) for n in range(2)]
         for task in asked:
             assert (await task).text == quick.text
         assert not background.done()

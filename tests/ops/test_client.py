@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,20 +9,12 @@ import pytest
 from agent_memory.errors import ServerFailed
 from agent_memory.ops.client import Client
 from agent_memory.ops.process import ServerProcess
+from tests.process import Server
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("server")
-    flags = ["--model", "builtin", "--state-dir", str(folder / "state")]
-    with ServerProcess(flags, folder / "log") as server:
-        server.wait_loaded()
-        yield server
-
-
-def test_an_answer_comes_with_its_figures(server: ServerProcess) -> None:
+def test_an_answer_comes_with_its_figures(server: Server) -> None:
     with Client(server.port) as client:
         answer = client.chat("ada", HELLO, 40)
         again = client.chat("ada", HELLO, 40)
@@ -34,7 +25,7 @@ def test_an_answer_comes_with_its_figures(server: ServerProcess) -> None:
     assert (line["agent"], line["cached_memory"]) == ("ada", again.cached_tokens)
 
 
-def test_what_the_server_refuses_is_told_in_its_words(server: ServerProcess) -> None:
+def test_what_the_server_refuses_is_told_in_its_words(server: Server) -> None:
     too_long = [{"role": "user", "content": "word " * 9000}]
     with Client(server.port) as client, pytest.raises(ServerFailed, match=r"400.*context holds"):
         client.chat("ada", too_long, 1)

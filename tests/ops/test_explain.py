@@ -5,17 +5,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-
-import pytest
 
 from tests.process import Server, chat
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("explained")) as server:
-        yield server.wait_ready()
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:

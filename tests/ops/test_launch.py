@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ from agent_memory.ops import launch
 from tests.process import Server
 
 ODD = "a b'c$d"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("launch")) as server:
-        yield server.wait_ready()
 
 
 def run(*args: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.conftest import ordinary_text
-from tests.process import Server, chat
+from tests.process import CHAT, ENDLESS, Server, chat
 
 LONG = "Read this:\n" + ordinary_text()[:2500]
 OTHER = "Tell me:\n" + ordinary_text()[5000:7500]
@@ -16,9 +16,7 @@ OTHER = "Tell me:\n" + ordinary_text()[5000:7500]
 def call(server: Server, method: str, path: str, body: object = None) -> httpx.Response:
     content = None if body is None else json.dumps(body)
     headers = {"Content-Type": "application/json"} if method == "POST" else {}
-    return httpx.request(
-        method, f"{server.url}/v1/agents{path}", content=content, headers=headers, timeout=30
-    )
+    return server.call(method, f"/v1/agents{path}", content=content, headers=headers)
 
 
 def post(server: Server, path: str, body: object = None) -> httpx.Response:
@@ -221,13 +219,8 @@ def test_names_that_look_like_paths(server: Server) -> None:
 
 
 def test_an_agent_that_is_being_answered_is_not_deleted(server: Server) -> None:
-    with httpx.stream(
-        "POST",
-        server.url + "/v1/chat/completions",
-        json=chat("Repeat this:\n" + "0" * 100, stream=True),
-        headers={"X-Agent-ID": "busy"},
-        timeout=30,
-    ) as answer:
+    body, headers = chat(ENDLESS, stream=True), {"X-Agent-ID": "busy"}
+    with server.streamed("POST", CHAT, json=body, headers=headers) as answer:
         lines = answer.iter_lines()
         assert next(lines).startswith("data: ")
         server.wait_until(lambda: server.metric("running") > 0)
@@ -242,8 +235,7 @@ def test_an_agent_that_is_being_answered_is_not_deleted(server: Server) -> None:
 def test_a_page_from_elsewhere_can_do_nothing(server: Server) -> None:
     talk(server, "safe", "Hello!")
     for method, path in (("DELETE", "/safe"), ("POST", "/safe/pin"), ("POST", "/import")):
-        answer = httpx.request(
-            method, f"{server.url}/v1/agents{path}", headers={"Origin": "https://evil.example"}
-        )
+        headers = {"Origin": "https://evil.example"}
+        answer = server.call(method, f"/v1/agents{path}", headers=headers)
         assert code(answer) == (403, "cross_origin")
-    assert httpx.post(f"{server.url}/v1/agents/safe/pin").status_code == 415
+    assert server.call("POST", "/v1/agents/safe/pin").status_code == 415

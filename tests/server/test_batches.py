@@ -23,12 +23,8 @@ def line(custom_id: str, body: dict[str, Any], url: str = CHAT) -> dict[str, Any
 
 
 def upload(server: Server, raw: bytes, name: str = "in.jsonl", purpose: str = "batch") -> Any:
-    return httpx.post(
-        f"{server.url}/v1/files",
-        files={"file": (name, raw)},
-        data={"purpose": purpose},
-        timeout=60,
-    )
+    files = {"file": (name, raw)}
+    return server.call("POST", "/v1/files", files=files, data={"purpose": purpose})
 
 
 def raw_lines(*items: object) -> bytes:
@@ -85,8 +81,8 @@ def test_a_file_is_kept_as_it_came(server: Server) -> None:
     assert server.get(f"{path}/content").content == raw
     assert told in server.get("/v1/files").json()["data"]
     assert told not in server.get("/v1/files?purpose=batch_output").json()["data"]
-    assert httpx.delete(server.url + path).json()["deleted"] is True
-    assert error_of(httpx.delete(server.url + path), 404)["code"] == "file_not_found"
+    assert server.delete(path).json()["deleted"] is True
+    assert error_of(server.delete(path), 404)["code"] == "file_not_found"
     assert server.get(f"{path}/content").status_code == server.get(path).status_code == 404
 
 
@@ -136,7 +132,7 @@ FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\
 )
 def test_forms(server: Server, content_type: str, raw: bytes, status: int) -> None:
     headers = {"Content-Type": content_type}
-    answer = httpx.post(f"{server.url}/v1/files", content=raw, headers=headers)
+    answer = server.call("POST", "/v1/files", content=raw, headers=headers)
     assert answer.status_code == status, answer.text
 
 
@@ -163,9 +159,8 @@ def test_a_file_too_large_is_refused(server: Server) -> None:
 
 def test_a_page_of_another_site_leaves_nothing(server: Server) -> None:
     headers = {"Content-Type": FORM, "Origin": "http://evil.example"}
-    answer = httpx.post(
-        f"{server.url}/v1/files", content=PURPOSE + FILE + b"--b--", headers=headers
-    )
+    raw = PURPOSE + FILE + b"--b--"
+    answer = server.call("POST", "/v1/files", content=raw, headers=headers)
     assert answer.status_code == 403
 
 
@@ -278,7 +273,7 @@ def test_a_batch_is_cancelled(server: Server) -> None:
     endless = [line(f"q{n}", chat(ENDLESS, max_tokens=4000)) for n in range(20)]
     batch = begin(server, raw_lines(line("quick", chat("Hi", max_tokens=1)), *endless))
     server.wait_until(lambda: now(server, batch)["request_counts"]["completed"] == 1)
-    assert httpx.delete(f"{server.url}/v1/files/{batch['input_file_id']}").status_code == 409
+    assert server.delete(f"/v1/files/{batch['input_file_id']}").status_code == 409
     cancelled = server.post({}, f"/v1/batches/{batch['id']}/cancel").json()
     assert cancelled["status"] in ("cancelling", "cancelled")
     ended = wait_ended(server, batch, "cancelled")
@@ -288,7 +283,7 @@ def test_a_batch_is_cancelled(server: Server) -> None:
     assert ended["request_counts"] == {"total": 21, "completed": 1, "failed": 20}
     again = server.post({}, f"/v1/batches/{batch['id']}/cancel")
     assert error_of(again, 409)["code"] == "batch_ended"
-    assert httpx.delete(f"{server.url}/v1/files/{batch['input_file_id']}").status_code == 200
+    assert server.delete(f"/v1/files/{batch['input_file_id']}").status_code == 200
     assert error_of(server.get("/v1/batches/batch_x"), 404)["code"] == "batch_not_found"
 
 

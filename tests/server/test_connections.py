@@ -68,7 +68,7 @@ def test_half_a_goodbye_is_a_goodbye(server: Server) -> None:
 
 
 def test_a_reader_that_stalls_does_not_hold_the_others(server: Server) -> None:
-    with server.connect_and_stall(max_tokens=500) as client:
+    with server.connect_and_stall(max_tokens=200) as client:
         assert server.metric("running") == 1
         assert server.ask("Hello").status_code == 200
         server.wait_until(lambda: is_idle(server))

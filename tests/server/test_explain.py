@@ -3,7 +3,6 @@
 import gc
 import json
 
-import httpx
 import pytest
 
 from agent_memory.block import Loss, common_tokens, token_bytes
@@ -233,7 +232,7 @@ def test_streams_have_the_header_too(server: Server) -> None:
     body = chat("Stream it", stream=True, max_tokens=4)
     headers = {"X-Request-ID": "streamed-1"}
     for expected in ("partial; ", "hit; "):
-        with httpx.stream("POST", server.url + CHAT, json=body, headers=headers) as answer:
+        with server.streamed("POST", CHAT, json=body, headers=headers) as answer:
             answer.read()
             assert answer.headers["x-cache"].startswith(("miss; cause=never_seen", expected))
     assert answer.headers["x-cache"].startswith("hit; ")

@@ -172,7 +172,7 @@ def test_unknown_paths_and_methods(server: Server) -> None:
     answer = server.get(CHAT)
     assert error_of(answer, 405)["code"] == "method_not_allowed"
     assert answer.headers["allow"] == "POST"
-    asked_before = httpx.options(server.url + CHAT, headers={"Origin": "http://localhost:3000"})
+    asked_before = server.call("OPTIONS", CHAT, headers={"Origin": "http://localhost:3000"})
     assert error_of(asked_before, 405) and "access-control-allow-origin" not in asked_before.headers
 
 
@@ -188,7 +188,7 @@ def test_every_answer_has_a_request_id(server: Server) -> None:
         ("/healthz", 421, {"Host": "evil.example"}),
         ("/healthz", 403, {"Origin": "http://evil.example"}),
     ):
-        refused = httpx.get(server.url + path, headers=headers)
+        refused = server.call("GET", path, headers=headers)
         assert refused.status_code == status
         assert refused.headers["x-request-id"].startswith("req-")
 
@@ -226,12 +226,12 @@ def test_an_odd_session_has_a_name_all_the_same(server: Server) -> None:
 
 @pytest.mark.requirement("B-08", "S-27")
 def test_a_request_leaves_one_line_and_no_prompt(server: Server) -> None:
-    server.post(chat("my secret word"), X_Agent_ID="log", X_Request_ID="log-1")
+    server.post(chat("tell of nasturtiums"), X_Agent_ID="log", X_Request_ID="log-1")
     (line,) = [e for e in server.events("request_done") if e["request_id"] == "log-1"]
     assert line["agent"] == "log" and line["finish"] == "stop"
     assert line["prompt_tokens"] > 0 and line["completion_tokens"] > 0
     assert 0 < line["ttft_ms"] <= line["total_ms"]
-    assert "secret" not in server.log()
+    assert "nasturtium" not in server.log()
 
 
 def test_a_priority_that_is_none_is_named(server: Server) -> None:

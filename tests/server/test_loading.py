@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent_memory import builtin
+from tests.marks import first_is_fast
 from tests.process import START_S, Server
 
 
@@ -98,7 +99,7 @@ def asks_for_code(model: Path) -> None:
 
 
 @pytest.mark.requirement("L-05")
-@pytest.mark.parametrize("harm", [cut, asks_for_code])
+@pytest.mark.parametrize("harm", first_is_fast(asks_for_code, cut))
 def test_a_model_that_is_not_as_it_should_be_is_named(
     tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:

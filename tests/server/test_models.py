@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from agent_memory import cli
+from tests.marks import first_is_fast
 from tests.model import tiny
 from tests.process import START_S, Server
 
@@ -144,7 +145,7 @@ def test_after_a_restart_the_other_model_finds_its_agents(folders: Path, tmp_pat
         assert server.event("context_length_differs")["warning"] == default["warnings"][0]
 
 
-@pytest.mark.parametrize("moment", ["files", "room", "weights", "self-test"])
+@pytest.mark.parametrize("moment", first_is_fast("weights", "files", "room", "self-test"))
 def test_a_stop_ends_a_load_at_once(folders: Path, tmp_path: Path, moment: str) -> None:
     models = ["--model", str(folders / "main"), "--model", str(folders / "deep")]
     with Server(tmp_path, *models) as server:

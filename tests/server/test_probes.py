@@ -18,7 +18,7 @@ def test_what_is_there_is_there_without_its_body_too(server: Server, path: str) 
     assert (told.status_code, head.status_code, again.status_code) == (200, 200, 200)
     assert told.content and not head.content
     assert head.headers["content-type"] == told.headers["content-type"]
-    assert httpx.post(server.url + path, json={}).status_code == 405
+    assert server.call("POST", path, json={}).status_code == 405
 
 
 def test_the_root_says_what_this_is(server: Server) -> None:

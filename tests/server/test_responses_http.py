@@ -13,7 +13,7 @@ from tests.process import ENDLESS, Server
 from tests.server.test_http import error_of
 
 PATH = "/v1/responses"
-LONG = "Read this:\n" + ordinary_text()[:2500]
+LONG = "Read this:\n" + ordinary_text()[30_000:32_500]
 ADD = {
     "type": "function",
     "name": "add",
@@ -48,10 +48,6 @@ def cached(response: dict[str, Any]) -> int:
 
 def get(server: Server, response_id: str, more: str = "") -> httpx.Response:
     return server.get(f"{PATH}/{response_id}{more}")
-
-
-def delete(server: Server, path: str) -> httpx.Response:
-    return httpx.delete(server.url + path, timeout=10)
 
 
 def events_of(server: Server, said: str, **fields: Any) -> list[dict[str, Any]]:
@@ -124,14 +120,14 @@ def test_instructions_are_one_requests_alone(server: Server) -> None:
 
 def test_what_was_kept_is_deleted(server: Server) -> None:
     kept = answered(server, "Hello")["id"]
-    assert delete(server, f"{PATH}/{kept}").json() == {
+    assert server.delete(f"{PATH}/{kept}").json() == {
         "id": kept,
         "object": "response",
         "deleted": True,
     }
     for path in (kept, f"{kept}/input_items", "resp_x", "..%2f..%2fVERSION"):
         error_of(get(server, path), 404)
-    error_of(delete(server, f"{PATH}/{kept}"), 404)
+    error_of(server.delete(f"{PATH}/{kept}"), 404)
     error = error_of(ask(server, "x", previous_response_id=kept), 404)
     assert (error["param"], error["code"]) == (
         "previous_response_id",
@@ -208,12 +204,12 @@ def test_errors_name_the_fields_as_they_are_called_here(server: Server) -> None:
 def test_who_is_deleted_leaves_no_responses(server: Server) -> None:
     gone, other = answered(server, LONG, "gone"), answered(server, "Hello", "other")
     server.wait_until(lambda: server.get("/v1/agents/gone").status_code == 200)
-    assert delete(server, "/v1/agents/gone").status_code == 204
+    assert server.delete("/v1/agents/gone").status_code == 204
     error_of(get(server, gone["id"]), 404)
     assert get(server, other["id"]).status_code == 200
     files = server.state_dir / "documents" / "responses"
     assert not [*files.glob(response_ids_of("gone") + "*")]
-    error_of(delete(server, "/v1/agents/gone"), 404)
+    error_of(server.delete("/v1/agents/gone"), 404)
 
 
 def test_responses_may_be_all_that_is_left_of_an_agent(tmp_path: Path) -> None:
@@ -227,7 +223,7 @@ def test_responses_may_be_all_that_is_left_of_an_agent(tmp_path: Path) -> None:
         server.wait_ready()
         error_of(server.get("/v1/agents/ann"), 404)
         assert get(server, kept).status_code == 200
-        assert delete(server, "/v1/agents/ann").status_code == 204
+        assert server.delete("/v1/agents/ann").status_code == 204
         error_of(get(server, kept), 404)
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from agent_memory import builtin
+from tests.cold import ColdOf
 from tests.process import Server, chat
 
 PLACE = {
@@ -83,7 +84,7 @@ def test_several_calls_in_one_answer(server: Server) -> None:
 
 
 @pytest.mark.requirement("B-07")
-def test_a_tool_loop_goes_on_from_memory_as_computed_cold(server: Server, tmp_path: Path) -> None:
+def test_a_tool_loop_goes_on_from_memory_as_computed_cold(server: Server, cold: ColdOf) -> None:
     messages: list[dict[str, Any]] = [{"role": "user", "content": ASKED}]
     first = server.post({**chat("", **ONE), "messages": messages}, **{"X-Agent-ID": "loop"}).json()
     called = first["choices"][0]["message"]
@@ -92,17 +93,16 @@ def test_a_tool_loop_goes_on_from_memory_as_computed_cold(server: Server, tmp_pa
         "tool_call_id": called["tool_calls"][0]["id"],
         "content": "Sunny.",
     }
-    again = {**chat("", tools=ONE["tools"]), "messages": [*messages, called, result]}
+    fields = {"tools": ONE["tools"], "max_tokens": 100}
+    again = {**chat("", **fields), "messages": [*messages, called, result]}
     second = server.post(again, **{"X-Agent-ID": "loop"}).json()
     cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert cached >= first["usage"]["prompt_tokens"]
     failed = {**result, "content": "Error: there is no such place."}
     told = {**again, "messages": [*messages, called, failed], "max_tokens": 5}
     assert server.post(told).status_code == 200
-    with Server(tmp_path) as other:
-        cold = other.wait_ready().post(again).json()
-    assert cold["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-    assert second["choices"][0]["message"] == cold["choices"][0]["message"]
+    computed = cold(8).answer(again["messages"], **fields)
+    assert second["choices"][0]["message"] == computed.message
 
 
 @pytest.mark.requirement("B-07")

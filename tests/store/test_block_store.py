@@ -16,6 +16,7 @@ import pytest
 from agent_memory.block import Block, BlockHash, chain
 from agent_memory.kv_spec import KVSpec
 from agent_memory.store.jobs import OnWritten
+from tests.marks import first_is_fast
 from tests.store.conftest import Opener, PayloadOf
 
 
@@ -309,7 +310,7 @@ class Walk:
         return self.rng.choice(present) if present else None
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", first_is_fast(*range(3)))
 def test_random_walk(opener: Opener, seed: int) -> None:
     walk = Walk(opener, seed)
     steps = [walk.put, walk.turn, walk.read, walk.spoil, walk.lose, walk.reopen]

@@ -19,6 +19,7 @@ from agent_memory.store.limits import Limits
 from agent_memory.store.look import look, verify
 from agent_memory.store.recover import recover
 from agent_memory.store.state_dir import StateDir
+from tests.marks import first_is_fast
 from tests.store.conftest import CheckpointAt, Opener
 
 TOKENS = range(600)
@@ -141,7 +142,7 @@ def test_one_whose_file_was_never_written_is_forgotten_at_the_next_start(
     assert head(opener) == (600, checkpoints[1:])
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", first_is_fast(*range(2)))
 def test_random_lives(opener: Opener, spec: KVSpec, checkpoint_at: CheckpointAt, seed: int) -> None:
     """Just those files are there that somebody owns, and everything reads back."""
     rng = random.Random(seed)

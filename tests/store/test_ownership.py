@@ -9,6 +9,7 @@ import pytest
 from agent_memory.block import Block, BlockHash, chain
 from agent_memory.errors import Conflict
 from agent_memory.kv_spec import KVSpec
+from tests.marks import first_is_fast
 from tests.store.conftest import Opener
 
 
@@ -214,7 +215,7 @@ def test_a_file_that_a_crash_kept_goes_at_the_next_start(
     assert opener.read(blocks[2])
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", first_is_fast(*range(2)))
 def test_random_lives(opener: Opener, spec: KVSpec, seed: int) -> None:
     """Of all agents' blocks just those are on disk that somebody owns."""
     rng = random.Random(seed)
