@@ -8,7 +8,6 @@ LOCK := requirements/$(BACKEND).txt
 BIN := .venv/bin
 STAMP := .venv/installed-$(BACKEND)
 FAST = LD_PRELOAD=$$($(BIN)/python -c 'from agent_memory.ops import blas; print(blas.find() or "")')
-# The fast tests compute little at a time: threads would wait for each other longer than they do.
 UV := $(shell command -v uv 2>/dev/null)
 
 .DEFAULT_GOAL := help
@@ -25,6 +24,7 @@ serve: install  ## serve a model; flags go into ARGS="--model … --port …"
 demo: install  ## show in a minute what is remembered
 	$(BIN)/agent-memory demo $(ARGS)
 
+# They compute little at a time: BLAS's threads would wait for each other longer than they compute.
 test: install  ## the fast tests
 	$(FAST) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
