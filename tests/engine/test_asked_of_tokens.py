@@ -30,6 +30,7 @@ from agent_memory.request import (
 )
 from tests.conftest import builtin_model, ordinary_text
 from tests.engine.test_engine import ENDLESS, FACTS, GREEDY, running, steps_of, tokenized
+from tests.marks import first_is_fast
 from tests.model import tiny
 from tests.model.test_grammar import any_json_object, json_schema
 
@@ -265,7 +266,7 @@ async def test_logprobs_are_those_of_a_plain_forward(tmp_path: Path) -> None:
     mx.clear_cache()
 
 
-@pytest.mark.parametrize("step_tokens", [64, 512])
+@pytest.mark.parametrize("step_tokens", first_is_fast(64, 512))
 async def test_a_prompt_is_scored_whole_once_and_remembered(
     tmp_path: Path, step_tokens: int
 ) -> None:

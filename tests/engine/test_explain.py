@@ -103,35 +103,39 @@ SEEDED: list[Callable[[Engine, Talk], Awaitable[Cause]]] = [
 ]
 
 
-@talks
 @pytest.mark.parametrize("seed", SEEDED, ids=lambda seed: seed.__name__)
 async def test_a_seeded_cause_is_named(
-    talk: Talk, seed: Callable[[Engine, Talk], Awaitable[Cause]], tmp_path: Path
+    seed: Callable[[Engine, Talk], Awaitable[Cause]], tmp_path: Path
 ) -> None:
     async with running(tmp_path) as engine:
-        assert str(await seed(engine, talk)) == seed.__name__
+        for talk in TALKS:
+            assert str(await seed(engine, talk)) == seed.__name__, talk.name
+            for agent in engine.agents.all():
+                await engine.agents.remove(agent.id)
 
 
-@talks
-async def test_other_model(talk: Talk, tmp_path: Path) -> None:
+async def test_other_model(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
-        await cause(engine, talk, talk.answered())
+        for talk in TALKS:
+            await cause(engine, talk, talk.answered(), talk.name)
     async with running(tmp_path, kv_bits=8) as engine:
-        assert await cause(engine, talk, talk.second()) is Cause.OTHER_MODEL
-        assert await cause(engine, talk, talk.second()) is Cause.NONE
+        for talk in TALKS:
+            assert await cause(engine, talk, talk.second(), talk.name) is Cause.OTHER_MODEL
+            assert await cause(engine, talk, talk.second(), talk.name) is Cause.NONE
 
 
-@talks
-async def test_damaged_file(talk: Talk, tmp_path: Path) -> None:
+async def test_damaged_file(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
-        await cause(engine, talk, talk.answered())
+        for talk in TALKS:
+            await cause(engine, talk, talk.answered(), talk.name)
     for file in (tmp_path / "state" / "blocks").rglob("*.safetensors"):
         raw = bytearray(file.read_bytes())
         raw[-100] ^= 1
         file.write_bytes(raw)
     async with running(tmp_path) as engine:
-        assert await cause(engine, talk, talk.second()) is Cause.DAMAGED_FILE
-        assert await cause(engine, talk, talk.second()) is Cause.NONE
+        for talk in TALKS:
+            assert await cause(engine, talk, talk.second(), talk.name) is Cause.DAMAGED_FILE
+            assert await cause(engine, talk, talk.second(), talk.name) is Cause.NONE
 
 
 async def test_no_memory_to_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,14 +155,14 @@ async def test_no_room_to_keep(tmp_path: Path) -> None:
         assert await cause(engine, talk, talk.second()) is Cause.EVICTED
 
 
-@talks
-async def test_what_goes_on_is_no_miss(talk: Talk, tmp_path: Path) -> None:
+async def test_what_goes_on_is_no_miss(tmp_path: Path) -> None:
     async with running(tmp_path) as engine:
-        assert await cause(engine, talk, talk.answered()) is Cause.NEVER_SEEN
-        assert await cause(engine, talk, talk.answered()) is Cause.NONE
-        assert await cause(engine, talk, talk.second()) is Cause.NONE
-        assert await cause(engine, talk, talk.first()) is Cause.NONE
-        assert await cause(engine, talk, talk.second(), "ben") is Cause.NONE
+        for talk in TALKS:
+            assert await cause(engine, talk, talk.answered(), talk.name) is Cause.NEVER_SEEN
+            assert await cause(engine, talk, talk.answered(), talk.name) is Cause.NONE
+            assert await cause(engine, talk, talk.second(), talk.name) is Cause.NONE
+            assert await cause(engine, talk, talk.first(), talk.name) is Cause.NONE
+            assert await cause(engine, talk, talk.second(), "ben") is Cause.NONE
 
 
 # ── other differences, and what they could be taken for ──────────────────────────────────────

@@ -215,7 +215,7 @@ async def test_who_is_being_answered_ends_on_its_model_and_who_comes_meanwhile_w
     folders: Path, tmp_path: Path
 ) -> None:
     async with running(tmp_path / "alone", model=named(folders, "a")) as engine:
-        alone = await ask(engine, "a", PAGES, max_tokens=300)
+        alone = await ask(engine, "a", PAGES, max_tokens=150)
     budget = await budget_for(folders, tmp_path / "one", "b")
     models = named(folders, "a", "b")
     async with running(
@@ -229,7 +229,7 @@ async def test_who_is_being_answered_ends_on_its_model_and_who_comes_meanwhile_w
             return answer
 
         long = asyncio.create_task(
-            told("long", ask(engine, "a", PAGES, max_tokens=300, each=came.set))
+            told("long", ask(engine, "a", PAGES, max_tokens=150, each=came.set))
         )
         await came.wait()
         other = asyncio.create_task(told("b", ask(engine, "b", "Hello!")))
