@@ -29,7 +29,7 @@ demo: install  ## show in a minute what is remembered
 	$(BIN)/agent-memory demo $(ARGS)
 
 test: install  ## the fast tests
-	$(FAST) $(QUICK) $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(FAST) $(QUICK) $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-all: install  ## every test, about two hours; counts go to build/suites.jsonl
 	$(FAST) $(BIN)/python -m pytest -q --suites build/suites.jsonl $(ARGS)

@@ -29,7 +29,7 @@ def test_a_process_is_told_from_others_by_its_start() -> None:
 def test_ps_tells_it_too(tmp_path: Path) -> None:
     mine = processes.start_by_ps(os.getpid())
     assert mine and mine == processes.start_by_ps(os.getpid())
-    assert "pytest" in processes.command_of(os.getpid())
+    assert "python" in processes.command_of(os.getpid())
     assert processes.start_by_ps(2**22 + 1) == ""
 
 
