@@ -169,7 +169,7 @@ class BatchRun:
         if not await asyncio.to_thread(self._input.exists):
             error = {"code": "file_not_found", "message": "Its input file is gone."}
             self.batch["errors"] = {"object": "list", "data": [error]}
-            await _surely(lambda: self._ended_as("failed"))
+            await self._last(lambda: self._ended_as("failed"))
             return
         if self.batch["status"] == "validating":
             self._mark("in_progress")
@@ -182,7 +182,7 @@ class BatchRun:
                 await self._write()
         whole = "expired" if self._late else "completed"
         status = "cancelled" if self.batch["status"] == "cancelling" else whole
-        await _surely(lambda: self._end(status))
+        await self._last(lambda: self._end(status))
 
     async def _answer_lines(self) -> None:
         lines = self._lines = asyncio.create_task(self._every_line())
@@ -254,6 +254,12 @@ class BatchRun:
     def _mark(self, status: str) -> None:
         self.batch["status"] = status
         self.batch[f"{status}_at"] = int(time.time())
+
+    async def _last(self, end: Callable[[], None]) -> None:
+        """What is written before it, such as that the batch is being cancelled, is not written
+        over it."""
+        async with self._writing:
+            await _surely(end)
 
     async def _write(self) -> None:
         async with self._writing:
