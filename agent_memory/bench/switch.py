@@ -46,8 +46,8 @@ class Sizes:
 
 
 SIZES: dict[Mode, Sizes] = {
-    "quick": Sizes(2, 1000, 1),
-    "normal": Sizes(4, 1500, 3),
+    "quick": Sizes(2, 600, 1),
+    "normal": Sizes(3, 800, 2),
     "full": Sizes(8, 4000, 3),
 }
 

@@ -54,7 +54,7 @@ class Sizes:
 
 
 SIZES: dict[Mode, Sizes] = {
-    "quick": Sizes((512, 2048), 1),
+    "quick": Sizes((512, 1500), 1),
     "normal": Sizes((512, 2048, 6000), 2),
     "full": Sizes((512, 2048, 4096, 7900, 16000, 32000), 5),
 }
