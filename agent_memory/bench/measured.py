@@ -30,9 +30,6 @@ class Measured:
     def median(self, server: str) -> float:
         return statistics.median(self.values[server])
 
-    def spread(self, server: str) -> tuple[float, float]:
-        return min(self.values[server]), max(self.values[server])
-
     def best(self, servers: list[str]) -> str | None:
         """Whose median is best of these; None if none of them took part."""
         there = [server for server in servers if self.values.get(server)]
