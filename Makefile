@@ -31,7 +31,7 @@ demo: install  ## show in a minute what is remembered
 test: install  ## the fast tests
 	$(FAST) $(QUICK) $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
 
-test-all: install  ## every test, about two hours; counts go to build/suites.jsonl
+test-all: install  ## every test, more than an hour; counts go to build/suites.jsonl
 	$(FAST) $(BIN)/python -m pytest -q --suites build/suites.jsonl $(ARGS)
 
 check: install  ## lint, format and types; changes nothing

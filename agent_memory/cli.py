@@ -180,7 +180,10 @@ def add_demo(command: argparse.ArgumentParser) -> None:
 def add_bench(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=bench)
     command.add_argument(
-        "--mode", choices=("quick", "normal", "full"), default="normal", help="2, 10, more minutes."
+        "--mode",
+        choices=("quick", "normal", "full"),
+        default="normal",
+        help="How long: a few minutes to hours.",
     )
     command.add_argument("--only", metavar="PART,PART", help="Some of the parts.")
     command.add_argument(
