@@ -270,4 +270,4 @@ def _limits(bench: Bench, models: Sequence[Model], sizes: Sizes, known: Known) -
         bench.notes.limit("start", _at("restart", model, sizes), load_s)
 
 
-PART = Part("switch", "Model switches", measure, seconds={"quick": 45, "normal": 230, "full": 1300})
+PART = Part("switch", "Model switches", measure, seconds={"quick": 45, "normal": 160, "full": 1300})

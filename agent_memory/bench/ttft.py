@@ -55,7 +55,7 @@ class Sizes:
 
 SIZES: dict[Mode, Sizes] = {
     "quick": Sizes((512, 1500), 1),
-    "normal": Sizes((512, 2048, 6000), 2),
+    "normal": Sizes((512, 2048, 4096), 2),
     "full": Sizes((512, 2048, 4096, 7900, 16000, 32000), 5),
 }
 """Lengths that the model's context has no room for are left out."""
@@ -306,5 +306,5 @@ def _limits(bench: Bench, lengths: Sequence[int], known: Known) -> None:
 
 
 PART = Part(
-    "ttft", "Time to first token", measure, seconds={"quick": 25, "normal": 150, "full": 750}
+    "ttft", "Time to first token", measure, seconds={"quick": 25, "normal": 200, "full": 750}
 )
