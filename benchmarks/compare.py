@@ -37,6 +37,8 @@ SMALLEST = math.log(1.05)
 STANDARD_ERRORS = 3.0
 OF_A_MEDIAN = math.sqrt(math.pi / 2)
 """Its standard error, in those of a mean."""
+LEAST_S = 0.002
+"""Stages are told in whole milliseconds."""
 WORSE, BETTER, SAME, UNKNOWN = "worse", "better", "within noise", "not judged"
 
 Run = Mapping[str, Any]
@@ -118,7 +120,7 @@ def differences(old: Run, new: Run) -> list[str]:
         (name, old["machine"][name], new["machine"][name])
         for name in ("chip", "cores", "memory_bytes", "backend", "blas")
     ]
-    said += [(name, old[name], new[name]) for name in ("mode", "models")]
+    said += [(name, old.get(name), new.get(name)) for name in ("mode", "models", "kv_bits")]
     return [f"{name}: {before} and {after}" for name, before, after in said if before != after]
 
 
@@ -175,10 +177,11 @@ def _least(series: Series, usual: Mapping[tuple[str, bool], float]) -> float | N
 
 
 def _verdict(series: Series, least: float | None) -> str:
-    change = series.change
+    change, grown = series.change, statistics.median(series.new) - statistics.median(series.old)
+    if series.unit == "s" and not series.ratio and abs(grown) <= LEAST_S:
+        return SAME
     if change is None:  # from nothing to something, or back
-        grown = statistics.median(series.new) > statistics.median(series.old)
-        return BETTER if grown == series.more_is_better else WORSE
+        return BETTER if (grown > 0) == series.more_is_better else WORSE
     if least is None:
         return SAME if change == 1 else UNKNOWN
     if max(change, 1 / change) <= least:
@@ -220,7 +223,9 @@ def show(old: Run, new: Run, rows: Sequence[Row]) -> None:
 
 
 def _percent(factor: float | None) -> str:
-    return "–" if factor is None else f"{100 * (factor - 1):+.0f} %"
+    if factor is None:
+        return "–"
+    return f"{100 * (factor - 1):+.0f} %" if factor < 3 else f"× {factor:.3g}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ import httpx
 from huggingface_hub import hf_hub_download
 from rich.console import Console
 
-from agent_memory import builtin
+from agent_memory import builtin, config
 from agent_memory.bench import (
     concurrency,
     elsewhere,
@@ -148,6 +148,8 @@ def run(
     }
     if args.url is not None:
         found["url"] = args.url
+    else:
+        found["kv_bits"] = args.kv_bits or _kv_bits_configured()
     with progress(console) as shown, Limits(folder) as limits:
         total = sum(part.seconds[args.mode] for part in parts)
         bench = prepare(args, folder, limits, Course(shown, shown.add_task("", total=total)))
@@ -194,6 +196,11 @@ def prepare(args: argparse.Namespace, folder: Path, limits: Limits, course: Cour
         contenders += [peer(text, folder) for text in args.peer or []]
     pages = Pages(_tokenizer(chosen[0]))
     return Bench(args.mode, folder, chosen, ours, contenders, pages, limits, course)
+
+
+def _kv_bits_configured() -> str:
+    """What a server of ours takes where no flag says anything.  Raises ConfigError."""
+    return str(config.load({}, os.environ, None).kv_bits or "none")
 
 
 def _models(sources: Sequence[str], folder: Path) -> list[Model]:

@@ -49,6 +49,9 @@ def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("models", ", ".join(results["models"])),
         ("servers", ", ".join(results["servers"])),
     ]
+    if "kv_bits" in results:
+        bits = f"{results['kv_bits']}, of {OURS} where a table says nothing else"
+        found.append(("kv_bits", bits))
     if "url" in results:
         found.append(("asked at", f"{results['url']}; the machine above is the one that asks"))
     return found

@@ -80,6 +80,7 @@ def test_results_are_files_and_tables(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "out" / "latest.json").read_text())
     [measured] = found["tiny"]["measured"]
     assert set(measured["values"]) == {OURS, f"{MLX_LM} 2048"}
+    assert found["kv_bits"] == "8"
     assert found["mode"] == "quick" and found["machine"]["versions"]["mlx"]
     assert "## A tiny part" in (tmp_path / "out" / "latest.md").read_text()
     assert not left_in(tmp_path)

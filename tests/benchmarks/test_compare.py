@@ -95,6 +95,18 @@ def test_something_where_nothing_was_is_a_change() -> None:
     assert verdicts(refused(3), refused(0)) == {BETTER}
 
 
+def test_a_stage_that_took_no_whole_millisecond_before_is_not_worse() -> None:
+    def stage(seconds: float) -> dict[str, Any]:
+        def fill(notes: Notes) -> None:
+            for _ in range(2):
+                samples.add(notes, "stage of the stop", {"stage": "drain"}, "s", (seconds,))
+
+        return samples.results({"switch": fill})
+
+    assert verdicts(stage(0), stage(0.001)) == {SAME}
+    assert verdicts(stage(0), stage(0.05)) == {WORSE}
+
+
 def test_the_exit_status_says_whether_something_is_worse(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
