@@ -209,8 +209,8 @@ SETTINGS = (
         pool_bytes,
         (int, str),
         "auto, or 1M to 1T in bytes or with K, M, G, T",
-        "Memory for blocks that no running request uses, an eighth of it to read blocks into; "
-        "auto: an eighth of the machine's, at most 8G.",
+        "Memory for blocks that no running request uses, an eighth of it, at most 256M, to read "
+        "blocks into; auto: an eighth of the machine's, at most 8G.",
     ),
     Setting(
         "disk_bytes",

@@ -36,7 +36,9 @@ from agent_memory.store.block_store import BlockStore
 
 MAX_RUNNING = 32
 SPARE_SHARE = 8
-"""One part in so many of the pool's bytes is kept ready to read blocks into."""
+MOST_SPARE_BYTES = 256 << 20
+"""One part in so many of the pool's bytes is kept ready to read blocks into, and no more: it is
+memory that does nothing else."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +60,7 @@ class Residents:
         self._store = store
         self._metrics = metrics
         self._mailbox = mailbox
-        self._spare_bytes = config.pool_bytes // SPARE_SHARE
+        self._spare_bytes = min(config.pool_bytes // SPARE_SHARE, MOST_SPARE_BYTES)
         self.pool = BlockPool(config.pool_bytes - self._spare_bytes)
         self.ledger = Ledger(0, {})
         self.whole_bytes = 0  # for models and what they remember, with none loaded

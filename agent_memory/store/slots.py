@@ -2,11 +2,13 @@
 
 Fresh memory costs several times what reading a file into it does: the system has to find and clear
 every page.  So room for some full blocks of the serving model is made ready while there is nothing
-to read, and a slot comes back when the last array over it is gone, whoever held it.  Knows nothing
-of files.  Any thread.
+to read, and a slot comes back when the last array over it is gone, whoever held it.  Those that are
+wanted no more go back to the system at once: each is a mapping of its own, for a heap may keep what
+was freed.  Knows nothing of files.  Any thread.
 """
 
 import ctypes
+import mmap
 import weakref
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
@@ -31,10 +33,6 @@ class Spare:
     @property
     def full(self) -> bool:
         return self.slots.qsize() >= self.most
-
-    def give_back(self, slot: Bytes) -> None:
-        if not self.full:
-            self.slots.put(slot)
 
 
 class Slots:
@@ -72,8 +70,8 @@ class Slots:
             if not self.wants_more:
                 return
             try:
-                slot = np.empty(spare.nbytes, np.uint8)
-            except MemoryError:
+                slot = _mapped(spare.nbytes)
+            except OSError:
                 self._spare = replace(spare, most=0)
                 return
             slot.fill(1)  # touched
@@ -88,8 +86,18 @@ class Slots:
         try:
             slot = spare.slots.get_nowait()
         except Empty:
-            slot = np.empty(nbytes, np.uint8)
+            slot = _mapped(nbytes)
         # Every view of the array leads back to this owner, so it dies after the last of them.
         owner = (ctypes.c_uint8 * nbytes).from_buffer(slot.data)
-        weakref.finalize(owner, spare.give_back, slot).atexit = False
+        weakref.finalize(owner, self._give_back, slot).atexit = False
         return np.frombuffer(memoryview(owner), np.uint8)
+
+    def _give_back(self, slot: Bytes) -> None:
+        spare = self._spare  # not that of then: one array would keep all of its slots
+        if slot.nbytes == spare.nbytes and not spare.full:
+            spare.slots.put(slot)
+
+
+def _mapped(nbytes: int) -> Bytes:
+    """Raises OSError when there is no memory."""
+    return np.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON), np.uint8)

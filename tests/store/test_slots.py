@@ -1,8 +1,17 @@
 """Memory is given out again only when nothing refers to it."""
 
+import os
+
 import numpy as np
 
+from agent_memory.processes import output
 from agent_memory.store.slots import Slots
+
+MB = 1 << 20
+
+
+def resident_bytes() -> int:
+    return 1024 * int(output("ps", "-o", "rss=", "-p", str(os.getpid())))
 
 
 def ready(nbytes: int, count: int) -> Slots:
@@ -48,3 +57,11 @@ def test_slots_of_the_size_before_are_not_given_out() -> None:
     del old
     assert slots.num_spare == 0
     assert slots.take(8192).nbytes == 8192
+
+
+def test_what_was_ready_for_another_model_is_the_systems_again() -> None:
+    slots = ready(MB, 48)
+    held, before = slots.take(MB), resident_bytes()
+    slots.resize(2 * MB, 2 * MB)
+    assert before - resident_bytes() > 40 * MB
+    held[:] = 1  # its own memory is still there
