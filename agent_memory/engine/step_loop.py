@@ -49,6 +49,7 @@ from agent_memory.request import (
     Started,
     TokenLogprob,
 )
+from agent_memory.tenants import root_of
 
 RESTORE_BYTES_PER_TURN = 64 << 20
 MAX_ACCUSATIONS = 3
@@ -96,6 +97,7 @@ class StepLoop:
         seed = request.sampling.seed
         seq = Sequence(
             request,
+            root_of(self.memory.spec.fingerprint, request.tenant),
             stream,
             max_new=min(request.max_tokens or room, room),
             draw=draw_for(

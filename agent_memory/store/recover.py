@@ -23,6 +23,7 @@ from agent_memory.store.format import BlockFile, Rejected, identify
 from agent_memory.store.heads import Head, num_tokens
 from agent_memory.store.index import HeadRow, Index, Statement
 from agent_memory.store.state_dir import BLOCK_SUFFIX, StateDir, private_folder
+from agent_memory.tenants import root_of, tenant_of
 
 VERSION = b"3\n"
 
@@ -216,7 +217,7 @@ def load_agents(catalog: Catalog, found: Found) -> Agents:
 
 def _present(catalog: Catalog, row: HeadRow) -> Head | None:
     chain: list[Block] = []
-    parent = row.fingerprint
+    parent = root_of(row.fingerprint, tenant_of(row.agent))
     for block_hash in row.chain:
         file = catalog.file(block_hash)
         if file is None or file.block.is_checkpoint or file.block.parent != parent:

@@ -14,6 +14,7 @@ from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.model.sampler import Draw
 from agent_memory.request import GenerateRequest, Priority, SamplingParams
+from agent_memory.tenants import root_of
 from tests.conftest import builtin_model
 
 FORM = TensorFormat(64, "F32")
@@ -32,9 +33,11 @@ def of_prompt(
     max_new: int = 100,
     agent: str | None = None,
     priority: Priority = Priority.INTERACTIVE,
+    tenant: str | None = None,
 ) -> Sequence:
     return Sequence(
         GenerateRequest("r", agent, prompt, SamplingParams(), priority=priority),
+        root_of(SPEC.fingerprint, tenant),
         Stream(),
         max_new,
         lambda _position: Draw(None, 0),
@@ -282,6 +285,17 @@ def test_what_is_being_computed_is_waited_for_and_others_pass_by() -> None:
     assert scheduler.shared_with(same) == (first, 500)
 
 
+@pytest.mark.requirement("S-09")
+def test_of_what_another_tenant_computes_nobody_knows() -> None:
+    scheduler, _ = one_computing(300)
+    same, stranger = of_prompt((*COMMON, 3000)), of_prompt((*COMMON, 3000), tenant="acme")
+    scheduler.add(same)
+    scheduler.add(stranger)
+    assert scheduler.shared_with(stranger) is None
+    assert scheduler.admit(nothing, room) is stranger and stranger.awaits is None
+    assert scheduler.admit(nothing, room) is None and same.awaits is not None
+
+
 def test_what_is_remembered_anyway_is_not_waited_for() -> None:
     scheduler, _ = one_computing(300)
     scheduler.add(of_prompt((*COMMON, 3000)))
@@ -314,7 +328,8 @@ def scoring(num_prompt: int, first: int = 5) -> Sequence:
     request = GenerateRequest("r", None, prompt, SamplingParams(), prompt_logprobs=True)
     tokenizer = builtin_model(None).tokenizer
     return Sequence(
-        request, Stream(), 9, lambda _position: Draw(None, 0), frozenset(), tokenizer.stream()
+        *(request, SPEC.fingerprint, Stream(), 9, lambda _position: Draw(None, 0)),
+        *(frozenset(), tokenizer.stream()),
     )
 
 
