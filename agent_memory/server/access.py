@@ -6,6 +6,7 @@ the owner's alone.  Knows headers, not where they come from.  Event loop.
 
 import socket
 from collections.abc import Awaitable, Callable
+from functools import wraps
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -52,6 +53,7 @@ def for_owner(route: Route) -> Route:
     """The same, for whoever may see and change what concerns everybody."""
     endpoint: Callable[[Request], Awaitable[Response]] = route.endpoint
 
+    @wraps(endpoint)
     async def guarded(request: Request) -> Response:
         asking: Caller = request.state.caller
         if not asking.is_owner:

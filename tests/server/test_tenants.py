@@ -14,6 +14,8 @@ import pytest
 from starlette.routing import Route
 
 from agent_memory.server import app
+from agent_memory.store import look
+from agent_memory.store.state_dir import StateDir
 from tests.conftest import ordinary_text
 from tests.process import CHAT, ENDLESS, Server, chat
 
@@ -371,6 +373,9 @@ def test_after_a_restart_each_finds_its_own(tmp_path: Path) -> None:
             assert zoo.agents() == {"ben"} and owner.agents() == set()
         assert server.stop().exit_code == 0
     assert "check_failed" not in server.log()
+    seen = look.look(StateDir.unlocked(server.state_dir))
+    kept_by = {agent.agent.id for agent in seen.agents}
+    assert kept_by == {"acme/ada", "zoo/ben", *(f"acme/{name}" for name in lines)}
 
 
 @pytest.mark.requirement("S-11")
