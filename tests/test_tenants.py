@@ -3,7 +3,7 @@
 import pytest
 
 from agent_memory import tenants
-from agent_memory.block import HASH_BYTES, Block, BlockHash, token_bytes
+from agent_memory.block import HASH_BYTES, Block, BlockHash, root_of, token_bytes
 
 MODEL, OTHER = BlockHash(b"m" * HASH_BYTES), BlockHash(b"o" * HASH_BYTES)
 
@@ -24,7 +24,7 @@ def test_what_is_no_name_of_a_tenant(name: str) -> None:
 @pytest.mark.requirement("S-09")
 def test_each_tenant_of_each_model_has_a_root_of_its_own() -> None:
     places = [(model, name) for model in (MODEL, OTHER) for name in (None, "a", "b", "ab")]
-    roots = [tenants.root_of(*place) for place in places]
+    roots = [root_of(*place) for place in places]
     assert len(set(roots)) == len(roots) and {len(root) for root in roots} == {HASH_BYTES}
     tokens = token_bytes(range(10))
     assert len({Block.of(root, tokens).hash for root in roots}) == len(roots)
@@ -32,4 +32,4 @@ def test_each_tenant_of_each_model_has_a_root_of_its_own() -> None:
 
 def test_without_a_tenant_the_root_is_the_fingerprint() -> None:
     """What was remembered before there were tenants stays valid."""
-    assert tenants.root_of(MODEL, None) == MODEL
+    assert root_of(MODEL, None) == MODEL

@@ -24,6 +24,7 @@ import time
 import mlx.core as mx
 import structlog
 
+from agent_memory.block import root_of
 from agent_memory.engine.drawing import Flight, Piece, draw
 from agent_memory.engine.ledger import Ledger
 from agent_memory.engine.mailbox import Mailbox, Stream
@@ -49,7 +50,6 @@ from agent_memory.request import (
     Started,
     TokenLogprob,
 )
-from agent_memory.tenants import root_of
 
 RESTORE_BYTES_PER_TURN = 64 << 20
 MAX_ACCUSATIONS = 3

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from agent_memory.block import Block, BlockHash
+from agent_memory.block import Block, BlockHash, root_of
 from agent_memory.engine import archive
 from agent_memory.engine.agent_verbs import FLUSH_S
 from agent_memory.engine.agent_views import spans
@@ -31,7 +31,7 @@ from agent_memory.store.files import Bytes
 from agent_memory.store.format import BlockFile, Rejected, decode, encode, identify
 from agent_memory.store.heads import Chain, Head, positions
 from agent_memory.store.held import HeldFile
-from agent_memory.tenants import outside, root_of, tenant_of
+from agent_memory.tenants import outside, tenant_of
 
 MAX_ON_THEIR_WAY = 8
 """Blocks of an import that wait for the writer."""

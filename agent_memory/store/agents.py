@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from threading import Lock
 
-from agent_memory.block import Block, BlockHash
+from agent_memory.block import Block, BlockHash, root_of
 from agent_memory.errors import Conflict, NotFound
 from agent_memory.store.heads import Chain, Head, Turn, num_tokens, pieces, turns_within
 from agent_memory.store.owners import Owners
-from agent_memory.tenants import outside, root_of, tenant_of
+from agent_memory.tenants import outside, tenant_of
 
 MAX_HEADS = 8
 """Per agent and fingerprint; the oldest goes."""

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_memory.block import root_of
 from agent_memory.engine.mailbox import Stream
 from agent_memory.engine.scheduler import MIN_SHARED, PROMOTE_ROWS, Scheduler
 from agent_memory.engine.sequence import TRANSITIONS, Sequence, State
@@ -14,7 +15,6 @@ from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.model.sampler import Draw
 from agent_memory.request import GenerateRequest, Priority, SamplingParams
-from agent_memory.tenants import root_of
 from tests.conftest import builtin_model
 
 FORM = TensorFormat(64, "F32")

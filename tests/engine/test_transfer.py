@@ -12,7 +12,7 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from agent_memory.block import Block, BlockHash, chain, token_bytes
+from agent_memory.block import Block, BlockHash, chain, root_of, token_bytes
 from agent_memory.engine import archive
 from agent_memory.engine.agent_views import AgentViews
 from agent_memory.engine.archive import ArchivedBlock, ArchivedHead, ArchiveReader, Manifest
@@ -23,7 +23,7 @@ from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import encode
-from agent_memory.tenants import inside, root_of
+from agent_memory.tenants import inside
 from tests.store.conftest import CheckpointAt, Opener, PayloadOf
 
 TOKENS = range(600)

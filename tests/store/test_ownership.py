@@ -6,12 +6,12 @@ from contextlib import closing
 
 import pytest
 
-from agent_memory.block import Block, BlockHash, chain
+from agent_memory.block import Block, BlockHash, chain, root_of
 from agent_memory.errors import Conflict
 from agent_memory.kv_spec import KVSpec
 from agent_memory.store import upkeep
 from agent_memory.store.state_dir import StateDir
-from agent_memory.tenants import inside, root_of
+from agent_memory.tenants import inside
 from tests.marks import first_is_fast
 from tests.store.conftest import Opener
 
