@@ -5,8 +5,8 @@ nothing of bytes of KV, of models or of files.  Any thread.
 
 A chain of a prompt of 600 tokens (one box is one block):
 
-    root ── [0, 256) ── [256, 512) ── [512, 600)        root = the model's fingerprint
-              full         full         partial
+    root ── [0, 256) ── [256, 512) ── [512, 600)        root = the model's fingerprint, or a hash of
+              full         full         partial         it and of the tenant whose the chain is
 
 Every block's hash covers its parent's hash, so equal hashes mean equal whole prefixes under the
 same fingerprint.  A partial block is an ordinary block with fewer tokens; it has no children.
@@ -27,11 +27,12 @@ import numpy as np
 BLOCK_TOKENS = 256
 
 BlockHash = NewType("BlockHash", bytes)
-"""32 bytes.  The root of a chain, a fingerprint, is one as well."""
+"""32 bytes.  The root of a chain and a fingerprint are such as well."""
 
 HASH_BYTES = 32
 _DOMAIN = b"agent-memory-block-1"
 _CHECKPOINT_DOMAIN = b"agent-memory-checkpoint-1"
+_TENANT_DOMAIN = b"agent-memory-tenant-1"
 
 
 class Loss(StrEnum):
@@ -97,6 +98,14 @@ class Block:
     def token_ids(self) -> list[int]:
         ids: list[int] = np.frombuffer(self.tokens, "<i4").tolist()
         return ids
+
+
+def root_of(fingerprint: BlockHash, tenant: str | None) -> BlockHash:
+    """What stands before the first block of a tenant's chains, and of no other's."""
+    if tenant is None:
+        return fingerprint
+    data = _TENANT_DOMAIN + fingerprint + tenant.encode()
+    return BlockHash(blake2b(data, digest_size=HASH_BYTES).digest())
 
 
 def chain(root: BlockHash, tokens: Sequence[int]) -> list[Block]:

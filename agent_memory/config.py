@@ -143,7 +143,8 @@ SETTINGS = (
         keys.parse,
         (str,),
         keys.ALLOWED,
-        "Every request must bring one of them; the flag names a file with a key on each line.",
+        "Every request must bring one of them; the flag names a file with a key on each line. "
+        "Those of a tenant open its own memory only.",
         secret=True,
     ),
     Setting(
@@ -340,6 +341,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], path: Path | N
             values[name] = setting.parse(setting.default)
     if not values["api_keys"] and values["uds"] is None:
         _refuse_open_host(values["host"], places.get("host", "default"))
+    _refuse_too_few(values["max_requests"], len(values["api_keys"].tenants))
     chosen = values.pop("model")
     if MODELS in table and ("model" in table or "model" not in places):
         chosen, places["model"] = model_source.of_file(table, file), f"{file}, [{MODELS}]"
@@ -375,6 +377,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _refuse_too_few(max_requests: int, num_tenants: int) -> None:
+    if num_tenants > 1 and max_requests < 2 * num_tenants:
+        raise ConfigError(
+            f"max_requests is {max_requests}, and each of the {num_tenants} that share this "
+            f"server, the owner counted, needs two places. Set it to {2 * num_tenants} or more."
+        )
 
 
 def _refuse_open_host(host: str, place: str) -> None:

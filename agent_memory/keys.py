@@ -1,4 +1,7 @@
-"""Keys that clients bring: how they are written, kept and compared.
+"""Keys that clients bring: how they are written, kept and compared, and whose they are.
+
+    KEY           the owner's: it may do all, and has the memory that is no tenant's
+    TENANT:KEY    that tenant's; the colon is part of no key
 
 A server keeps only their hashes, so that nothing it logs or dumps can hold one.  Knows no HTTP.
 Any thread.
@@ -12,37 +15,63 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+from agent_memory import tenants
 from agent_memory.errors import ConfigError
 
-ALLOWED = "keys of 16 to 200 visible ASCII characters, with commas between them, or none"
+ALLOWED = (
+    "keys of 16 to 200 visible ASCII characters but : and ,; before one TENANT: with a name of up "
+    "to 32 of a-z 0-9 -; commas between them; or none"
+)
 CLIENT_VARIABLE = "AGENT_MEMORY_API_KEY"
 MOST_FILE_BYTES = 1 << 16
-_KEY = re.compile(r"[!-+\--~]{16,200}")
+_KEY = re.compile(rf"(?:({tenants.NAME}):\s*)?([!-+\--9;-~]{{16,200}})")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks.  `tenant` None: of no tenant.  `trusted`: names and reasons may be told."""
+
+    tenant: str | None = None
+    trusted: bool = True
+
+    @property
+    def is_owner(self) -> bool:
+        """Whoever asks where nobody needs a key is, too."""
+        return self.trusted and self.tenant is None
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """SHA-256 of each.  Without any, none is asked for."""
+    """The SHA-256 of each, and the tenant whose it is.  Without any, none is asked for."""
 
-    digests: tuple[bytes, ...] = field(default=(), repr=False)
+    known: tuple[tuple[bytes, str | None], ...] = field(default=(), repr=False)
 
     def __bool__(self) -> bool:
-        return bool(self.digests)
+        return bool(self.known)
 
-    def accept(self, key: str) -> bool:
+    @property
+    def tenants(self) -> tuple[str | None, ...]:
+        """The owner, None, and the others by name."""
+        named = {tenant for _, tenant in self.known if tenant is not None}
+        return (None, *sorted(named))
+
+    def caller(self, key: str) -> Caller | None:
         """In a time that depends neither on what is right nor on how much of it is."""
         digest = sha256(key.encode("utf-8", "surrogatepass")).digest()
-        return sum(hmac.compare_digest(digest, known) for known in self.digests) > 0
+        found = [tenant for known, tenant in self.known if hmac.compare_digest(digest, known)]
+        return Caller(found[0]) if found else None
 
 
 def parse(text: str) -> Keys:
-    """With commas or line ends between them; none is none.  Raises ValueError."""
+    """With commas or line ends between them; none is none.  Raises ValueError, also where a key is
+    two tenants'."""
     if text == "none":
         return Keys()
-    found = _keys(text)
-    if not found or not all(map(_KEY.fullmatch, found)):
+    found = [_KEY.fullmatch(entry) for entry in _entries(text)]
+    known = {(sha256(one[2].encode()).digest(), one[1]) for one in found if one}
+    if not found or not all(found) or len({digest for digest, _ in known}) < len(known):
         raise ValueError
-    return Keys(tuple(sha256(key.encode()).digest() for key in found))
+    return Keys(tuple(sorted(known, key=lambda one: one[0])))
 
 
 def private_text(path: Path) -> str:
@@ -70,15 +99,15 @@ def check_private(path: Path, status: os.stat_result) -> None:
 
 
 def of_client(environ: Mapping[str, str], file: Path | None) -> str:
-    """The key that our own commands send: the file's first, else the variable's; "" is none.
-    Raises ConfigError."""
+    """The key that our own commands send, without its tenant: the file's first, else the
+    variable's; "" is none.  Raises ConfigError."""
     place = str(file) if file else CLIENT_VARIABLE
-    found = _keys(private_text(file)) if file else _keys(environ.get(CLIENT_VARIABLE, ""))
-    key = found[0] if found else ""
-    if (file and not key) or (key and not _KEY.fullmatch(key)):
+    entries = _entries(private_text(file) if file else environ.get(CLIENT_VARIABLE, ""))
+    found = _KEY.fullmatch(entries[0]) if entries else None
+    if found is None and (file or entries):
         raise ConfigError(f"{place}: what is there is no key. A server takes {ALLOWED}.")
-    return key
+    return found[2] if found else ""
 
 
-def _keys(text: str) -> list[str]:
-    return [key for part in re.split(r"[,\r\n]", text) if (key := part.strip())]
+def _entries(text: str) -> list[str]:
+    return [entry for part in re.split(r"[,\r\n]", text) if (entry := part.strip())]

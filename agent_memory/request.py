@@ -55,7 +55,9 @@ class Priority(StrEnum):
 class GenerateRequest:
     """One generation.  `max_tokens` None: until the end of turn or of the context.
 
-    `agent` None is anonymous: what is computed is remembered, but nobody owns it.
+    `tenant`: whose memory it is matched against and goes to; None: that of no tenant.  `agent`: as
+    the store has it, see tenants.py; None is anonymous: what is computed is remembered, but nobody
+    owns it.
     `stable_tokens`: so much of the prompt will surely be in the conversation's next one too; 0 if
     nobody asked.  `logprobs`: of every generated token its own and those of so many most likely
     ones; None: of none.  `prompt_logprobs`: of the prompt's tokens, too; they must be computed for
@@ -73,6 +75,7 @@ class GenerateRequest:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     ignore_end: bool = False
+    tenant: str | None = None
 
 
 class FinishReason(StrEnum):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_memory import keys
 from agent_memory.config import SETTINGS, Config, Setting, load
 from agent_memory.errors import ConfigError
 from agent_memory.keys import Keys
@@ -165,6 +166,15 @@ def test_a_bad_variable_is_placed(setting: Setting, text: str) -> None:
     told = "what is there" if setting.secret else f"'{text}'"
     with pytest.raises(ConfigError, match=f"^{setting.variable}: {told} cannot be used. Allow"):
         load({}, {setting.variable: text}, None)
+
+
+@pytest.mark.requirement("S-11")
+def test_each_tenant_needs_places_of_its_own(home: Path) -> None:
+    shared = {"api_keys": keys.parse("a-key-of-the-owner,acme:a-key-of-acmes-own")}
+    with pytest.raises(ConfigError, match="each of the 2 that share.* Set it to 4 or more"):
+        load({**shared, "max_requests": 3}, {}, None)
+    assert load({**shared, "max_requests": 4}, {}, None).api_keys.tenants == (None, "acme")
+    assert load({"max_requests": 1}, {}, None).max_requests == 1
 
 
 @pytest.mark.parametrize("text", ["1_0", "٣", "+5", " 5"])

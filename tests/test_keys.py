@@ -8,9 +8,10 @@ import pytest
 
 from agent_memory import config, keys
 from agent_memory.errors import ConfigError
-from agent_memory.keys import Keys
+from agent_memory.keys import Caller, Keys
 
 ONE, TWO = "first-key-of-some-length", "second+key/of=some-length"
+THREE, FOUR = "third-key-of-some-length", "fourth-key-of-some-length"
 
 
 def private(path: Path, text: str, mode: int = 0o600) -> Path:
@@ -23,9 +24,21 @@ def private(path: Path, text: str, mode: int = 0o600) -> Path:
 @pytest.mark.parametrize("text", [f"{ONE},{TWO}", f" {ONE} ,\n{TWO}\n", f"{ONE}\r\n\r\n{TWO},"])
 def test_several_keys(text: str) -> None:
     found = keys.parse(text)
-    assert len(found.digests) == 2 and found.accept(ONE) and found.accept(TWO)
+    assert len(found.known) == 2 and found.tenants == (None,)
+    assert found.caller(ONE) == found.caller(TWO) == Caller() and Caller().is_owner
     for other in ("", ONE[:-1], ONE + "x", ONE.upper(), f"{ONE},{TWO}", "\ud800", "ä" * 20):
-        assert not found.accept(other)
+        assert found.caller(other) is None
+
+
+@pytest.mark.requirement("S-08", "S-22")
+def test_keys_of_tenants() -> None:
+    found = keys.parse(f"zoo:{ONE}, {TWO}\nacme: {THREE},acme:{FOUR},acme:{FOUR}")
+    assert found.tenants == (None, "acme", "zoo")
+    assert [found.caller(key) for key in (ONE, TWO, THREE, FOUR)] == [
+        *(Caller("zoo"), Caller(), Caller("acme"), Caller("acme")),
+    ]
+    assert not Caller("acme").is_owner and not Caller(trusted=False).is_owner
+    assert found.caller(f"zoo:{ONE}") is None
 
 
 @pytest.mark.requirement("S-07")
@@ -39,16 +52,21 @@ def test_each_key_is_compared_whichever_is_right(key: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
     found = keys.parse(f"{ONE},{TWO}")
-    assert found.accept(key) == (key != "neither")
-    assert compared == list(found.digests)
+    assert (found.caller(key) is not None) == (key != "neither")
+    assert compared == [digest for digest, _ in found.known]
 
 
 def test_none_is_no_key() -> None:
-    assert not keys.parse("none") and not Keys().accept("none") and not Keys().accept("")
+    assert not keys.parse("none") and not Keys().caller("none") and not Keys().caller("")
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", ",", "short", f"{ONE},short", "x" * 201, "with a space in it"]
+    "text",
+    [
+        *("", " ", ",", "short", f"{ONE},short", "x" * 201, "with a space in it"),
+        *(f"a:{ONE}:", f"Acme:{ONE}", f"ac me:{ONE}", f"a/b:{ONE}", f":{ONE}", "acme:short"),
+        *(f"{'a' * 33}:{ONE}", f"one:{ONE},two:{ONE}", f"one:{ONE},{ONE}"),
+    ],
 )
 def test_what_is_no_key(text: str) -> None:
     with pytest.raises(ValueError, match="^$"):
@@ -57,7 +75,7 @@ def test_what_is_no_key(text: str) -> None:
 
 @pytest.mark.requirement("S-07")
 def test_a_key_is_neither_kept_nor_repeated(tmp_path: Path) -> None:
-    assert ONE not in repr(keys.parse(ONE)) and ONE not in repr(keys.parse(ONE).digests)
+    assert ONE not in repr(keys.parse(ONE)) and ONE not in repr(keys.parse(ONE).known)
     file = private(tmp_path / "c.toml", f"api_keys = '{ONE},bad one'")
     with pytest.raises(ConfigError) as caught:
         config.load({}, {}, file)
@@ -109,6 +127,7 @@ def test_the_key_of_a_client(tmp_path: Path) -> None:
     assert keys.of_client({}, None) == ""
     assert keys.of_client({keys.CLIENT_VARIABLE: ONE}, None) == ONE
     assert keys.of_client({keys.CLIENT_VARIABLE: ONE}, named) == TWO
+    assert keys.of_client({keys.CLIENT_VARIABLE: f"acme:{ONE}"}, None) == ONE
     with pytest.raises(ConfigError) as caught:
         keys.of_client({keys.CLIENT_VARIABLE: "a secret"}, None)
     assert "a secret" not in str(caught.value)

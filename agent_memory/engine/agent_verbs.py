@@ -1,7 +1,8 @@
 """What people do with an agent's memory: look, fork, rewind, pin, warm, remove.
 
-Knows which of it needs the engine thread and which a model.  What is only memory is done here and
-now; the store brings it to disk.  Event loop.
+Agent ids are those of the inside, see tenants.py; errors have them as the tenant does.  Knows which
+of it needs the engine thread and which a model.  What is only memory is done here and now; the
+store brings it to disk.  Event loop.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from agent_memory.engine.residents import Residents
 from agent_memory.engine.served import Loaded
 from agent_memory.errors import Conflict, Unavailable
 from agent_memory.store.block_store import BlockStore
+from agent_memory.tenants import outside
 
 WARM_S = 60.0
 FLUSH_S = 30.0
@@ -34,9 +36,9 @@ class AgentVerbs:
         self._views = AgentViews(store, residents.pool)
         self.on_removed: list[Callable[[str], object]] = []
 
-    def all(self) -> list[AgentView]:
-        """The most recently used first."""
-        return self._views.all()
+    def all(self, tenant: str | None) -> list[AgentView]:
+        """Those of a tenant, the most recently used first."""
+        return self._views.all(tenant)
 
     def one(self, agent_id: str) -> AgentView:
         """Raises NotFound, as every verb does."""
@@ -95,7 +97,8 @@ class AgentVerbs:
         await asyncio.wrap_future(self._mailbox.call(partial(self._remove, agent_id)))
         if not await asyncio.to_thread(self._store.flush, FLUSH_S):
             raise Unavailable(
-                f"'{agent_id}' is forgotten, but its files are not deleted yet. They will be.",
+                f"'{outside(agent_id)}' is forgotten, but its files are not deleted yet. They will "
+                "be.",
                 reason="busy",
                 retry_after=5,
             )
@@ -107,8 +110,8 @@ class AgentVerbs:
         self._store.agents.known(agent_id)
         if self._residents.is_answering(agent_id):
             raise Conflict(
-                f"'{agent_id}' is being answered now and would be remembered again. Wait for the "
-                "answer, or end the request, and ask again.",
+                f"'{outside(agent_id)}' is being answered now and would be remembered again. Wait "
+                "for the answer, or end the request, and ask again.",
                 code="agent_in_use",
             )
         for block_hash in self._store.remove(agent_id):

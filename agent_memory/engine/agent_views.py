@@ -12,6 +12,7 @@ from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.store.agents import Agent
 from agent_memory.store.block_store import BlockStore
 from agent_memory.store.heads import Head
+from agent_memory.tenants import tenant_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,9 @@ class AgentViews:
         self._store = store
         self._pool = pool
 
-    def all(self) -> list[AgentView]:
-        """The most recently used first."""
-        agents = self._store.agents.all()
+    def all(self, tenant: str | None) -> list[AgentView]:
+        """Those of a tenant, the most recently used first."""
+        agents = [a for a in self._store.agents.all() if tenant_of(a.id) == tenant]
         num_owners = Counter(block_hash for agent in agents for block_hash in _blocks(agent))
         return [self._view(agent, num_owners) for agent in agents]
 

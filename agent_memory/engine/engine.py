@@ -60,7 +60,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._residents = Residents(config, store, metrics, self._mailbox)
         self._idle = asyncio.Event()  # the last active request has ended
-        self.queue = Queue(config.max_requests)
+        self.queue = Queue(config.max_requests, len(config.api_keys.tenants))
         self.queue.on_empty = self._idle.set
         self.models = Models(
             *(config, self._residents, self._mailbox, self.queue, metrics),

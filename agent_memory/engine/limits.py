@@ -4,6 +4,7 @@ Knows numbers only.  Event loop; `ModelInfo` any thread.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -89,34 +90,45 @@ class Queue:
     """Requests that wait or run: how many there are, and for how long each keeps the next waiting.
 
     With n at once and s seconds for each, one ends every s / n.
+
+    Half of the places are for whoever comes; of the others each tenant, and the owner, has as many
+    as the next: so nobody can take all.
     """
 
-    def __init__(self, max_requests: int) -> None:
+    def __init__(self, max_requests: int, num_tenants: int = 1) -> None:
+        """`num_tenants`: the owner counts as one."""
         self.max_requests = max_requests
         self.num_active = 0
+        self._own = max_requests // (2 * num_tenants)
+        self._common = max_requests - num_tenants * self._own
+        self._active_of = Counter[str | None]()
         self.on_empty: Callable[[], object] = lambda: None  # called when the last one has left
         self._service_s = 0.0
 
-    @property
-    def is_full(self) -> bool:
-        return self.num_active >= self.max_requests
+    def is_full(self, tenant: str | None) -> bool:
+        """For this tenant."""
+        if self._active_of[tenant] < self._own:
+            return False
+        return sum(max(0, n - self._own) for n in self._active_of.values()) >= self._common
 
-    def refuse_when_full(self) -> None:
+    def refuse_when_full(self, tenant: str | None) -> None:
         """Raises Unavailable."""
-        if self.is_full:
+        if self.is_full(tenant):
             raise Unavailable(
-                f"{self.num_active} requests are waiting or running, which is the limit. "
+                f"{self._active_of[tenant]} requests are waiting or running, which is the limit. "
                 "Try again later, or raise --max-requests.",
                 reason="queue_full",
                 retry_after=self.retry_after_s,
             )
 
-    def enter(self) -> None:
-        self.refuse_when_full()
+    def enter(self, tenant: str | None) -> None:
+        self.refuse_when_full(tenant)
+        self._active_of[tenant] += 1
         self.num_active += 1
 
-    def leave(self, took_s: float) -> None:
-        assert self.num_active > 0
+    def leave(self, tenant: str | None, took_s: float) -> None:
+        assert self._active_of[tenant] > 0
+        self._active_of[tenant] -= 1
         newest_s = took_s / self.num_active
         share = NEWEST_SHARE if self._service_s else 1.0
         self._service_s += share * (newest_s - self._service_s)

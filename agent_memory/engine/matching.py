@@ -26,9 +26,10 @@ class Matching:
         found = self._pool.find(wanted.hash) or self._store.find(wanted.hash)
         return found if found and found.tokens == wanted.tokens else None
 
-    def kv_of(self, tokens: list[int]) -> list[Span]:
-        """What KV there is of `tokens`, but never of the last one: its logits are wanted."""
-        data, spans, parent = token_bytes(tokens[:-1]), list[Span](), self._spec.fingerprint
+    def kv_of(self, tokens: list[int], root: BlockHash) -> list[Span]:
+        """What KV there is of `tokens`, but never of the last one: its logits are wanted.  `root`:
+        of the tenant's chains, and no others are looked at."""
+        data, spans, parent = token_bytes(tokens[:-1]), list[Span](), root
         for at in range(0, len(data) - _STEP + 1, _STEP):
             block = self.find(Block.of(parent, data[at : at + _STEP]))
             if block is None:
@@ -48,7 +49,7 @@ class Matching:
 
     def _to_checkpoint(self, spans: list[Span], end: int) -> list[Span]:
         for i in range(end // BLOCK_TOKENS, -1, -1):
-            parent = spans[i - 1].block.hash if i else self._spec.fingerprint
+            parent = spans[i - 1].block.hash if i else spans[0].block.parent
             within = (
                 spans[i].block.tokens[: 4 * (end - i * BLOCK_TOKENS)] if i < len(spans) else b""
             )

@@ -59,12 +59,12 @@ class Memory:
 
     # ── match ────────────────────────────────────────────────────────────────────────────────
 
-    def match(self, tokens: list[int]) -> list[Span]:
-        """What is remembered of `tokens` and can be gone on from."""
-        return self._matching.usable(self._matching.kv_of(tokens))
+    def match(self, seq: Sequence) -> list[Span]:
+        """What is remembered of it and can be gone on from."""
+        return self._matching.usable(self._matching.kv_of(seq.matchable, seq.root))
 
     def remembered(self, seq: Sequence) -> int:
-        spans = self.match(seq.matchable)
+        spans = self.match(seq)
         return spans[-1].start + spans[-1].count if spans else 0
 
     def expect(self, agent_id: str) -> None:
@@ -92,7 +92,7 @@ class Memory:
     def begin(self, seq: Sequence) -> Restored | None:
         """Give the sequence its KV now, or (None) when its blocks have been brought together."""
         seq.looked_at = time.monotonic()
-        found = self._matching.kv_of(seq.matchable)
+        found = self._matching.kv_of(seq.matchable, seq.root)
         spans = self._matching.usable(found)
         seq.compared = self._compare(seq, found, sum(span.count for span in spans))
         if not spans:
@@ -113,7 +113,7 @@ class Memory:
             return Compared(matched, Finding.NOT_LOOKED)
         blocks = [span.block for span in found]
         wanted = seq.prompt_bytes[:-4]
-        compared = self.witness.compare(seq.request.agent, wanted, matched, blocks)
+        compared = self.witness.compare(seq.request.agent, seq.root, wanted, matched, blocks)
         return replace(compared, went_back=matched - usable if self.spec.states else 0)
 
     def _open(self, spans: list[Span]) -> Restore:
@@ -232,7 +232,7 @@ class Memory:
 
     def needs(self, seq: Sequence) -> int:
         """Tokens of new memory that it takes, run and tail, if it begins now."""
-        spans = self.match(seq.matchable)
+        spans = self.match(seq)
         matched = spans[-1].start + spans[-1].count if spans else 0
         if matched <= MOST_COPIED:
             return in_blocks(seq.reserve)
@@ -292,7 +292,7 @@ class Memory:
         self.park(seq)
         left_out = seq.num_kept - seq.num_committed
         self.metrics.commits_skipped.inc(-(-left_out // BLOCK_TOKENS))
-        self.witness.left_out(seq.chain, seq.tokens[seq.num_committed : seq.num_kept])
+        self.witness.left_out(seq.end, seq.tokens[seq.num_committed : seq.num_kept])
         if not seq.chain:
             return
         self._bring_back(seq)
@@ -338,7 +338,7 @@ class Memory:
         num_full = position // BLOCK_TOKENS
         if num_full > len(seq.chain):
             return
-        parent = seq.chain[num_full - 1].hash if num_full else self.spec.fingerprint
+        parent = seq.chain[num_full - 1].hash if num_full else seq.root
         since = seq.tokens[num_full * BLOCK_TOKENS : position]
         point = Block.checkpoint_after(parent, token_bytes(since))
         if self._matching.find(point) is None:
@@ -350,8 +350,7 @@ class Memory:
 
     def _block(self, seq: Sequence, end: int) -> Block:
         """Of the tokens since the last commit."""
-        parent = seq.chain[-1].hash if seq.chain else self.spec.fingerprint
-        return Block.of(parent, token_bytes(seq.tokens[seq.num_committed : end]))
+        return Block.of(seq.end, token_bytes(seq.tokens[seq.num_committed : end]))
 
     def _persist(self, seq: Sequence, block: Block) -> None:
         """Short one-shots of nobody stay in RAM; everything else goes to disk at once."""

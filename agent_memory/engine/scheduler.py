@@ -59,7 +59,7 @@ class Scheduler:
         assert seq.state is State.WAITING
         self._arrivals += 1
         seq.arrival = self._arrivals
-        self._shares.come(seq.request.agent)
+        self._shares.come(seq.asker)
         self.waiting.append(seq)
 
     @property
@@ -98,7 +98,7 @@ class Scheduler:
     def _order(self, seq: Sequence) -> tuple[bool, bool, int, int]:
         if seq.put_back:  # newest first: the others of its step have been proven by more steps
             return False, False, 0, -seq.arrival
-        return True, not seq.urgent, self._shares.turn(seq.request.agent), seq.arrival
+        return True, not seq.urgent, self._shares.turn(seq.asker), seq.arrival
 
     def yielding_to(self, seq: Sequence) -> list[Sequence]:
         """Who goes back to wait when `seq` has no room, first who goes first.
@@ -124,14 +124,14 @@ class Scheduler:
         return seq.awaits is not None
 
     def shared_with(self, seq: Sequence) -> Awaited | None:
-        """The admitted sequence with which `seq` shares most of its prompt, if it is much, and if
-        `seq` may have it from memory."""
+        """The tenant's admitted sequence with which `seq` shares most of its prompt, if it is much,
+        and if `seq` may have it from memory."""
         if seq.still_to_score:
             return None
         shared = [
             Awaited(other, common_tokens(seq.prompt_bytes[:-4], other.prompt_bytes))
             for other in self.admitted
-            if other is not seq
+            if other is not seq and other.root == seq.root
         ]
         most = max(shared, key=lambda s: s.num_tokens, default=None)
         return most if most and most.num_tokens >= MIN_SHARED else None
@@ -144,7 +144,7 @@ class Scheduler:
 
     def remove(self, seq: Sequence) -> None:
         (self.admitted if seq in self.admitted else self.waiting).remove(seq)
-        self._shares.leave(seq.request.agent)
+        self._shares.leave(seq.asker)
 
     def next_step(self) -> list[Work]:
         """Decode rows first, then prompt chunks; never more than `step_tokens` rows together."""
@@ -165,7 +165,7 @@ class Scheduler:
             step.append(Work(seq, num_tokens, num_tokens == seq.to_compute))
             left -= num_tokens
         for work in step:
-            self._shares.give(work.seq.request.agent, work.num_tokens)
+            self._shares.give(work.seq.asker, work.num_tokens)
         self._rows += self.step_tokens - left
         if any(not work.seq.urgent and work.seq.to_compute > 1 for work in step):
             self._background_rows = self._rows

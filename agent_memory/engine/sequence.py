@@ -24,7 +24,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
 
-from agent_memory.block import BLOCK_TOKENS, Block, token_bytes
+from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, token_bytes
 from agent_memory.engine.mailbox import Stream
 from agent_memory.kvcache.sequence_kv import SequenceKV
 from agent_memory.model.grammar import Constraint
@@ -65,6 +65,7 @@ class Sequence:
     def __init__(
         self,
         request: GenerateRequest,
+        root: BlockHash,
         stream: Stream,
         max_new: int,
         draw: Callable[[int], Draw],
@@ -74,6 +75,7 @@ class Sequence:
     ) -> None:
         assert request.prompt and max_new > 0
         self.request = request
+        self.root = root  # what the chains of its tenant begin with
         self.stream = stream
         self.max_new = max_new
         self.draw = draw
@@ -110,6 +112,11 @@ class Sequence:
         self.state = state
 
     @property
+    def asker(self) -> tuple[str | None, str | None]:
+        """Who takes turns with others.  All of a tenant without a name are one."""
+        return self.request.tenant, self.request.agent
+
+    @property
     def num_prompt(self) -> int:
         return len(self.request.prompt)
 
@@ -138,6 +145,11 @@ class Sequence:
         """The tokens that may be looked for in memory, where the last one's KV never counts: what
         is to be scored must be computed."""
         return self.tokens[: self.num_scored] if self.still_to_score else self.tokens
+
+    @property
+    def end(self) -> BlockHash:
+        """What the next block of its chain will follow."""
+        return self.chain[-1].hash if self.chain else self.root
 
     @property
     def num_committed(self) -> int:

@@ -143,9 +143,11 @@ class Served:
 
     # ── requests: only between the beginning and the end of a use ────────────────────────────
 
-    async def tokenize(self, prompt: Prompt, agent: str | None) -> tuple[int, ...]:
+    async def tokenize(
+        self, prompt: Prompt, agent: str | None, tenant: str | None = None
+    ) -> tuple[int, ...]:
         """Made in a worker thread; meanwhile the agent's memory is read.  Raises RequestError."""
-        self._queue.refuse_when_full()
+        self._queue.refuse_when_full(tenant)
         if agent is not None:
             self._mailbox.send(partial(self._residents.expect, self.name, agent))
         return tuple(await asyncio.to_thread(self.tokenizer.tokens_of, prompt))
@@ -160,12 +162,14 @@ class Served:
         assert self._grammars is not None
         return self._grammars.bytes_of(token)
 
-    async def constraint(self, grammar: str, opening: tuple[int, ...] = ()) -> Constraint:
+    async def constraint(
+        self, grammar: str, opening: tuple[int, ...] = (), tenant: str | None = None
+    ) -> Constraint:
         """Compiled in a worker thread; `grammar` and `opening` as of model/grammar.py.  Raises
         RequestError."""
         assert self._grammars is not None
         self._refuse_at_the_end()
-        self._queue.refuse_when_full()
+        self._queue.refuse_when_full(tenant)
         return await asyncio.to_thread(self._grammars.constraint, grammar, opening)
 
     async def generate(
@@ -180,7 +184,7 @@ class Served:
         if num_tokens > self.most_tokens:
             await self.make_room(self, num_tokens)
         ended, began = False, time.monotonic()
-        self._queue.enter()
+        self._queue.enter(request.tenant)
         stream = self._mailbox.stream()
         try:
             submit = partial(self._residents.submit, self.name, request, stream, constraint)
@@ -190,7 +194,7 @@ class Served:
                 ended = isinstance(event, Finished | Failed)
                 yield event
         finally:
-            self._queue.leave(time.monotonic() - began)
+            self._queue.leave(request.tenant, time.monotonic() - began)
             if not ended:
                 self._mailbox.send(partial(self._residents.cancel, self.name, request.id))
 

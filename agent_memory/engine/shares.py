@@ -5,8 +5,10 @@ the time and got as much as everyone: it grows by a step's rows divided by the a
 sends a request counts from `_now` at least, so that absence saves nothing up; who had more than
 that waits until `_now` has caught up, which it does in bounded time whoever else comes.
 
-All anonymous requests count as one agent.  No clock; pure.  Engine thread only.
+All anonymous requests of a tenant count as one agent.  No clock; pure.  Engine thread only.
 """
+
+from collections.abc import Hashable
 
 TURN_ROWS = 1024
 """Agents take turns of so many rows: prompts shorter than that are computed one after another."""
@@ -14,15 +16,15 @@ TURN_ROWS = 1024
 
 class Shares:
     def __init__(self) -> None:
-        self._given: dict[str | None, float] = {}
-        self._present: dict[str | None, int] = {}  # requests here, by agent
+        self._given: dict[Hashable, float] = {}
+        self._present: dict[Hashable, int] = {}  # requests here, by agent
         self._now = 0.0
 
-    def come(self, agent: str | None) -> None:
+    def come(self, agent: Hashable) -> None:
         self._present[agent] = self._present.get(agent, 0) + 1
         self._given[agent] = max(self._given.get(agent, 0.0), self._now)
 
-    def leave(self, agent: str | None) -> None:
+    def leave(self, agent: Hashable) -> None:
         """When nobody is left, nobody owes anybody anything."""
         self._present[agent] -= 1
         if not self._present[agent]:
@@ -38,11 +40,11 @@ class Shares:
         here, now = self._present, self._now
         self._given = {a: given for a, given in self._given.items() if a in here or given > now}
 
-    def give(self, agent: str | None, num_rows: int) -> None:
+    def give(self, agent: Hashable, num_rows: int) -> None:
         self._given[agent] += num_rows
         self._now += num_rows / len(self._present)
 
-    def turn(self, agent: str | None) -> int:
+    def turn(self, agent: Hashable) -> int:
         """Lower goes first."""
         return int(self._given[agent] // TURN_ROWS)
 

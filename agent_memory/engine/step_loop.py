@@ -24,6 +24,7 @@ import time
 import mlx.core as mx
 import structlog
 
+from agent_memory.block import root_of
 from agent_memory.engine.drawing import Flight, Piece, draw
 from agent_memory.engine.ledger import Ledger
 from agent_memory.engine.mailbox import Mailbox, Stream
@@ -96,6 +97,7 @@ class StepLoop:
         seed = request.sampling.seed
         seq = Sequence(
             request,
+            root_of(self.memory.spec.fingerprint, request.tenant),
             stream,
             max_new=min(request.max_tokens or room, room),
             draw=draw_for(

@@ -1,20 +1,21 @@
 """An agent out of the store into one file, and in again.
 
 Knows that what goes out must not change while it goes, and that what comes in is proven whole
-before any of it is kept.  Methods are for the event loop; what reads or writes files runs in worker
-threads, at most a few blocks of an agent are in memory at a time.
+before any of it is kept, and then named anew: a block's name says whose chain it is of, and the
+file may be another tenant's.  Methods are for the event loop; what reads or writes files runs in
+worker threads, at most a few blocks of an agent are in memory at a time.
 """
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
-from agent_memory.block import Block, BlockHash
+from agent_memory.block import Block, BlockHash, root_of
 from agent_memory.engine import archive
 from agent_memory.engine.agent_verbs import FLUSH_S
 from agent_memory.engine.agent_views import spans
@@ -30,6 +31,7 @@ from agent_memory.store.files import Bytes
 from agent_memory.store.format import BlockFile, Rejected, decode, encode, identify
 from agent_memory.store.heads import Chain, Head, positions
 from agent_memory.store.held import HeldFile
+from agent_memory.tenants import outside, tenant_of
 
 MAX_ON_THEIR_WAY = 8
 """Blocks of an import that wait for the writer."""
@@ -86,7 +88,7 @@ class Export:
         archived = [self._hold_head(head, in_pool) for head in self._heads]
         files = [piece.file for piece in self._pieces.values()]
         self.manifest = Manifest(
-            agent=self._agent_id,
+            agent=outside(self._agent_id),
             model=self._model.id,
             fingerprint=self._model.spec.fingerprint,
             heads=tuple(archived),
@@ -142,7 +144,7 @@ class Export:
             except (Rejected, OSError) as error:
                 self._store.read(piece.file.block, self._model.spec, _ignored)  # to quarantine
                 raise EngineFailed(
-                    f"A block of '{self._agent_id}' cannot be read ({error})."
+                    f"A block of '{outside(self._agent_id)}' cannot be read ({error})."
                 ) from error
             yield raw.tobytes()
             yield archive.padding(block.file_bytes)
@@ -182,15 +184,15 @@ class Transfer:
             else:
                 return export
         raise Conflict(
-            f"A block that '{agent_id}' has in mind is gone: its file was damaged or evicted. Go "
-            "on with the conversation, so that it is computed again, or rewind it.",
+            f"A block that '{outside(agent_id)}' has in mind is gone: its file was damaged or "
+            "evicted. Go on with the conversation, so that it is computed again, or rewind it.",
             code="incomplete",
         )
 
     def _export(self, agent: Agent, model: Model) -> Export:
         if all(head.fingerprint != model.spec.fingerprint for head in agent.heads):
             raise Conflict(
-                f"'{agent.id}' has nothing in mind under the model that is served, "
+                f"'{outside(agent.id)}' has nothing in mind under the model that is served, "
                 f"'{model.id}'. Serve the one it talked to.",
                 code="other_model",
             )
@@ -228,12 +230,15 @@ class Transfer:
         agent_id = name(manifest.agent)
         self._refuse_taken(agent_id)
         file.seek(0)
-        files = {found.block.hash: found for found, _ in proven(file, model)}
-        proven_heads = [(head, *_conversation(head, files, model)) for head in manifest.heads]
+        found = {one.block.hash: one.block for one, _ in proven(file, model)}
+        proven_heads = [(head, *_conversation(head, found, model)) for head in manifest.heads]
+        root = root_of(model.spec.fingerprint, tenant_of(agent_id))
+        own = _renamed([chain for _, chain, _ in proven_heads], found, root)
         file.seek(0)
-        self._keep(agent_id, file, model, manifest.blocks)
+        self._keep(agent_id, file, model, own)
         self._refuse_taken(agent_id)
-        for head, chain, checkpoints in reversed(proven_heads):
+        for head, *parts in reversed(proven_heads):
+            chain, checkpoints = (tuple(own[block.hash] for block in part) for part in parts)
             self._store.adopt(
                 *(agent_id, model.spec.fingerprint, chain, head.turns), checkpoints=checkpoints
             )
@@ -241,9 +246,10 @@ class Transfer:
         return agent_id
 
     def _keep(
-        self, agent_id: str, file: BinaryIO, model: Model, blocks: Sequence[ArchivedBlock]
+        self, agent_id: str, file: BinaryIO, model: Model, own: Mapping[BlockHash, Block]
     ) -> None:
-        """Have every block written that is not there yet."""
+        """Have every block written that is not there yet.  `own`: what it is here, by its name in
+        the file."""
         room, missing = threading.Semaphore(MAX_ON_THEIR_WAY), list[BlockHash]()
 
         def written(block_hash: BlockHash, present: bool) -> None:
@@ -255,12 +261,13 @@ class Transfer:
             room.acquire()
             if missing:
                 break
-            if self._store.find(found.block.hash) or self._store.pending(found.block.hash):
+            block = own[found.block.hash]
+            if self._store.find(block.hash) or self._store.pending(block.hash):
                 room.release()
             else:
-                self._store.put(found.block, payload, model.spec, written, agent_id)
+                self._store.put(block, payload, model.spec, written, agent_id)
         self._store.flush(FLUSH_S)
-        if missing or any(self._store.find(block.hash) is None for block in blocks):
+        if missing or any(self._store.find(block.hash) is None for block in own.values()):
             raise Unavailable(
                 "Not all blocks could be written; the log says why. The agent was not imported.",
                 reason="not_written",
@@ -270,8 +277,8 @@ class Transfer:
     def _refuse_taken(self, agent_id: str) -> None:
         if self._store.agents.get(agent_id) is not None:
             raise Conflict(
-                f"There is an agent '{agent_id}' already. Import it under another name with "
-                "?name=…, or delete that one first.",
+                f"There is an agent '{outside(agent_id)}' already. Import it under another name "
+                "with ?name=…, or delete that one first.",
                 param="name",
                 code="agent_exists",
             )
@@ -301,24 +308,25 @@ def proven(file: BinaryIO, model: Model) -> Iterator[tuple[BlockFile, Bytes]]:
 
 
 def _conversation(
-    head: ArchivedHead, files: dict[BlockHash, BlockFile], model: Model
+    head: ArchivedHead, found: Mapping[BlockHash, Block], model: Model
 ) -> tuple[Chain, Chain]:
     """(blocks, checkpoints).  Raises BadRequest unless all of them are its own."""
-    chain = _chain(head, files, model)
-    checkpoints = tuple(files[block_hash].block for block_hash in head.checkpoints)
+    chain = _chain(head, found)
+    checkpoints = tuple(found[block_hash] for block_hash in head.checkpoints)
     are_some = bool(model.spec.states) and all(block.is_checkpoint for block in checkpoints)
     if checkpoints and not are_some:
         raise archive.damaged("it holds other checkpoints than this model keeps")
-    found = positions(model.spec.fingerprint, chain, checkpoints)
-    in_order = tuple(found[at] for at in sorted(found) if at <= head.num_tokens)
+    placed = positions(chain[0].parent, chain, checkpoints)
+    in_order = tuple(placed[at] for at in sorted(placed) if at <= head.num_tokens)
     if in_order != checkpoints:
         raise archive.damaged("its checkpoints are not of its conversation")
     return chain, checkpoints
 
 
-def _chain(head: ArchivedHead, files: dict[BlockHash, BlockFile], model: Model) -> Chain:
-    chain = tuple(files[block_hash].block for block_hash in head.blocks)
-    parents = (model.spec.fingerprint, *head.blocks)
+def _chain(head: ArchivedHead, found: Mapping[BlockHash, Block]) -> Chain:
+    """What it begins with is whoever's it was exported from."""
+    chain = tuple(found[block_hash] for block_hash in head.blocks)
+    parents = (chain[0].parent, *head.blocks)
     for parent, block in zip(parents, chain, strict=False):
         ends_well = block.full or block is chain[-1]
         if block.parent != parent or block.is_checkpoint or not ends_well:
@@ -326,6 +334,25 @@ def _chain(head: ArchivedHead, files: dict[BlockHash, BlockFile], model: Model) 
     if head.num_tokens != sum(block.num_tokens for block in chain):
         raise archive.damaged("a conversation is not as long as it says")
     return chain
+
+
+def _renamed(
+    chains: Sequence[Chain], found: Mapping[BlockHash, Block], root: BlockHash
+) -> dict[BlockHash, Block]:
+    """The same blocks and checkpoints in chains that begin with `root`, by the names they had.
+    Raises BadRequest."""
+    theirs = {chain[0].parent for chain in chains}
+    if len(theirs) > 1 or theirs & found.keys():
+        raise archive.damaged("its conversations do not begin in one place")
+    own, names = dict[BlockHash, Block](), dict.fromkeys(theirs, root)
+    for chain in chains:
+        for block in chain:
+            own[block.hash] = renamed = Block.of(names[block.parent], block.tokens)
+            names[block.hash] = renamed.hash
+    for block in found.values():
+        if block.is_checkpoint:
+            own[block.hash] = Block.checkpoint_after(names[block.parent], block.tokens)
+    return own
 
 
 def _other_model(manifest: Manifest, model: Model) -> Conflict:

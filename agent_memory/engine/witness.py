@@ -51,18 +51,20 @@ class Witness:
         while self._num_names > MAX_NAMES:
             self.forget(next(iter(self._last)))
 
-    def left_out(self, kept: Chain, tokens: Sequence[int]) -> None:
-        """What the turn had computed behind `kept` and there was no room for."""
-        for block in chain(kept[-1].hash if kept else self._fingerprint, tokens):
+    def left_out(self, parent: BlockHash, tokens: Sequence[int]) -> None:
+        """What the turn had computed behind `parent` and there was no room for."""
+        for block in chain(parent, tokens):
             self._store.gone.note(block, Loss.NO_ROOM)
 
     def forget(self, agent_id: str) -> None:
         names, _ = self._last.pop(agent_id, ((), 0))
         self._num_names -= len(names)
 
-    def compare(self, agent_id: str | None, prompt: bytes, matched: int, blocks: Chain) -> Compared:
-        """`prompt`: token bytes of what was looked for; so many leading tokens of it were found in
-        `blocks`, of which the last may go on."""
+    def compare(
+        self, agent_id: str | None, root: BlockHash, prompt: bytes, matched: int, blocks: Chain
+    ) -> Compared:
+        """`prompt`: token bytes of what was looked for behind `root`; so many leading tokens of it
+        were found in `blocks`, of which the last may go on."""
         if 4 * matched >= len(prompt):
             return Compared(matched, Finding.WHOLE)
         full = blocks[: matched // BLOCK_TOKENS]
@@ -70,14 +72,16 @@ class Witness:
         own = [head for head in heads if head.fingerprint == self._fingerprint]
         ranked = [(_shared(head, prompt, full), head) for head in own]
         common, closest = max(ranked, key=lambda pair: pair[0], default=(0, None))
-        loss = self._lost(closest, common, matched) or self._gone(agent_id, prompt, matched, full)
+        loss = self._lost(closest, common, matched) or self._gone(
+            *(agent_id, full[-1].hash if full else root, prompt, matched, len(full))
+        )
         if loss is not None:
             return Compared(matched, Finding.LOST, loss=loss)
         if self._is_elsewhere(heads, prompt, matched if own else -1):
             return Compared(matched, Finding.OTHER_MODEL)
         if closest is not None and common == matched:
             return _parting(matched, Finding.OWN, _after(closest, matched))
-        return _parting(matched, Finding.OTHERS, self._others_after(blocks, matched))
+        return _parting(matched, Finding.OTHERS, self._others_after(root, blocks, matched))
 
     def _heads(self, agent_id: str | None) -> tuple[Head, ...]:
         agent = self._store.agents.get(agent_id) if agent_id is not None else None
@@ -89,22 +93,23 @@ class Witness:
             return None
         return self._store.gone.why(head.chain[matched // BLOCK_TOKENS].hash) or Loss.EVICTED
 
-    def _gone(self, agent_id: str | None, prompt: bytes, matched: int, full: Chain) -> Loss | None:
-        """The prompt goes on as blocks did that are known by name only."""
-        gone, rest = self._store.gone, _block(prompt, len(full))
-        parent = full[-1].hash if full else self._fingerprint
+    def _gone(
+        self, agent_id: str | None, parent: BlockHash, prompt: bytes, matched: int, num_full: int
+    ) -> Loss | None:
+        """The prompt goes on behind `parent` as blocks did that are known by name only."""
+        gone, rest = self._store.gone, _block(prompt, num_full)
         names, last_length = self._last.get(agent_id or "", ((), 0))
         if len(rest) == 4 * BLOCK_TOKENS:
             following = Block.of(parent, rest).hash
             if loss := gone.why(following):
                 return loss
-            if following in names[len(full) : len(full) + 1]:
+            if following in names[num_full : num_full + 1]:
                 return Loss.EVICTED
-        least = matched - len(full) * BLOCK_TOKENS
+        least = matched - num_full * BLOCK_TOKENS
         ended = gone.beginning(parent, rest)
         if ended and ended[0] > least:
             return ended[1]
-        if len(names) == len(full) + 1 and least < last_length <= len(rest) // 4:
+        if len(names) == num_full + 1 and least < last_length <= len(rest) // 4:
             if Block.of(parent, rest[: 4 * last_length]).hash == names[-1]:
                 return Loss.EVICTED
         return None
@@ -116,9 +121,9 @@ class Witness:
             return other is not None
         return _shared(other, prompt, ()) > matched + _BY_CHANCE
 
-    def _others_after(self, blocks: Chain, matched: int) -> bytes:
+    def _others_after(self, root: BlockHash, blocks: Chain, matched: int) -> bytes:
         """How what matched goes on, whoever computed it: at each parting the latest way."""
-        parent, rest = self._fingerprint, b""
+        parent, rest = root, b""
         if blocks:
             within = matched % BLOCK_TOKENS or BLOCK_TOKENS
             parent, rest = blocks[-1].hash, blocks[-1].tokens[4 * within :]

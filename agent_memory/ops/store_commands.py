@@ -141,7 +141,7 @@ class Commands:
         try:
             return upkeep.wipe_agent(state, agent_id)
         except NotFound as error:
-            raise RequestRefused(error.message) from error
+            raise RequestRefused(f"Nothing is remembered of an agent '{agent_id}'.") from error
 
     @contextmanager
     def _locked(self) -> Iterator[StateDir]:

@@ -1,7 +1,8 @@
 """What people do with an agent's memory, over HTTP.
 
 Knows the paths, the bodies and the shape of the answers; what is done is the engine's.  An agent id
-holds no slash, so that an agent may be called `import` or `fork`.  Event loop.
+holds no slash, so that an agent may be called `import` or `fork`; inside its tenant stands before
+it.  Event loop.
 """
 
 import asyncio
@@ -20,11 +21,13 @@ from agent_memory.engine.archive import MEDIA_TYPE
 from agent_memory.engine.engine import Engine
 from agent_memory.engine.transfer import Export
 from agent_memory.errors import BadRequest, EngineFailed, NotFound
+from agent_memory.keys import Caller
 from agent_memory.server import body, upload
 from agent_memory.server.body import Fields
 from agent_memory.server.identity import checked_name
 from agent_memory.server.response_store import Responses
 from agent_memory.server.sse import WhileConnected
+from agent_memory.tenants import inside, outside
 
 MAX_TOKENS = 1 << 31
 PATH = "/v1/agents/{agent_id:path}"
@@ -36,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 
 async def agents(request: Request) -> Response:
-    data = [_entry(view) for view in _engine(request).agents.all()]
+    data = [_entry(view) for view in _engine(request).agents.all(_tenant(request))]
     return JSONResponse({"object": "list", "data": data})
 
 
@@ -56,7 +59,7 @@ async def agent(request: Request) -> Response:
 def _entry(view: AgentView) -> dict[str, Any]:
     newest = view.heads[0]
     return {
-        "id": view.id,
+        "id": outside(view.id),
         "object": "agent",
         "tokens": newest.num_tokens,
         "tiers": _tiers(newest),
@@ -98,7 +101,7 @@ async def fork(request: Request) -> Response:
     fields = await _fields(request, "name", "head")
     name = fields.text("name") or fields.refuse("name", "the new agent's name")
     view = _engine(request).agents.fork(
-        _agent_id(request), checked_name(name, "name"), _head_id(fields)
+        _agent_id(request), _inside(request, name, "name"), _head_id(fields)
     )
     return _created(view)
 
@@ -136,10 +139,10 @@ async def remove(request: Request) -> Response:
     try:
         await _engine(request).agents.remove(agent_id)
     except NotFound:
-        if not await responses.forget_agent(agent_id):
+        if not await responses.forget_agent(outside(agent_id)):
             raise
     else:
-        await responses.forget_agent(agent_id)
+        await responses.forget_agent(outside(agent_id))
     return Response(status_code=204)
 
 
@@ -160,7 +163,7 @@ class Download:
         self._agent_id = agent_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = f"{self._agent_id.replace(':', '_')}.agent-memory.tar"
+        name = f"{outside(self._agent_id).replace(':', '_')}.agent-memory.tar"
         headers = {
             "content-type": MEDIA_TYPE,
             "content-length": str(self._export.num_bytes),
@@ -184,7 +187,7 @@ async def take_in(request: Request) -> Response:
     asked = request.query_params.get("name")
 
     def name(own: str) -> str:
-        return checked_name(own if asked is None else asked, "name")
+        return _inside(request, own if asked is None else asked, "name")
 
     agent_id = await engine.transfer.receive(request.state.upload, name)
     return _created(engine.agents.one(agent_id))
@@ -198,11 +201,21 @@ def _engine(request: Request) -> Engine:
     return engine
 
 
+def _tenant(request: Request) -> str | None:
+    caller: Caller = request.state.caller
+    return caller.tenant
+
+
+def _inside(request: Request, name: str, place: str) -> str:
+    """Raises BadRequest if it is no name."""
+    return inside(_tenant(request), checked_name(name, place))
+
+
 def _agent_id(request: Request) -> str:
     """An encoded slash in the path is part of no id, whatever it decodes to."""
     if b"%2f" in request.scope["raw_path"].lower():
         checked_name("/", "The id in the path")
-    return checked_name(request.path_params["agent_id"], "The id in the path")
+    return _inside(request, request.path_params["agent_id"], "The id in the path")
 
 
 def _flag(request: Request, name: str) -> bool:
@@ -221,7 +234,7 @@ def _head_id(fields: Fields) -> str | None:
 
 
 def _created(view: AgentView) -> Response:
-    return JSONResponse(_entry(view), 201, {"Location": f"/v1/agents/{view.id}"})
+    return JSONResponse(_entry(view), 201, {"Location": f"/v1/agents/{outside(view.id)}"})
 
 
 def _verb(name: str, endpoint: Callable[[Request], Any]) -> Route:

@@ -19,6 +19,7 @@ from agent_memory.server import (
     models,
     responses,
 )
+from agent_memory.server.access import for_owner
 from agent_memory.server.chat import chat_completions
 from agent_memory.server.completions import completions
 from agent_memory.server.explain import explain
@@ -27,7 +28,7 @@ from agent_memory.server.health import healthz, metrics, readyz, root
 from agent_memory.server.openapi import openapi
 from agent_memory.server.sse import told
 
-ROUTES = [
+OF_EACH = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
     Route(anthropic.MESSAGES, anthropic_messages.create, methods=["POST"]),
@@ -42,9 +43,14 @@ ROUTES = [
     Route("/health", healthz),
     Route("/healthz", healthz),
     Route("/readyz", readyz),
-    Route("/metrics", metrics),
     Route("/openapi.json", openapi),
 ]
+"""Whoever asks finds what is his own, see space.py, or what all may know."""
+
+OF_ALL = [*models.CHANGES, Route("/metrics", metrics)]
+"""What changes or shows something for everybody."""
+
+ROUTES = [*map(for_owner, OF_ALL), *OF_EACH]
 
 
 async def refused(request: Request, error: Exception) -> Response:

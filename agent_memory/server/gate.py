@@ -12,7 +12,7 @@ answered while the rest is read away.  Bodies that go to disk: upload.py.  Event
 import asyncio
 import ipaddress
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from uuid import uuid4
 
 import structlog
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agent_memory.errors import Refused, RequestError, Unavailable
 from agent_memory.keys import Keys
 from agent_memory.server import anthropic, upload
-from agent_memory.server.access import Names, may_pass
+from agent_memory.server.access import Names, caller
 from agent_memory.server.failures import error_response
 from agent_memory.server.sse import disconnected
 from agent_memory.server.upload import Place
@@ -41,7 +41,8 @@ log = structlog.get_logger(__name__)
 
 
 class Gate:
-    """`place`: for large bodies.  `num_inside`: requests that passed and are not yet answered."""
+    """`place`: for large bodies.  `own_state`: what routes are to find of a tenant.  `num_inside`:
+    requests that passed and are not yet answered."""
 
     def __init__(
         self,
@@ -50,12 +51,14 @@ class Gate:
         keys: Keys,
         place: Place,
         draining: Callable[[], bool],
+        own_state: Callable[[str | None], Mapping[str, object]],
     ) -> None:
         self._app = app
         self._place = place
         self._names = names
         self._keys = keys
         self._draining = draining
+        self._own_state = own_state
         self.num_inside = 0
         self.empty = asyncio.Event()
         self.empty.set()
@@ -128,7 +131,9 @@ class Gate:
         check_length(headers)
         check_host(headers.getlist("host"), self._names.of(scope))
         check_origin(headers)
-        scope["state"]["trusted"] = may_pass(scope["path"], headers, self._keys)
+        scope["state"]["caller"] = asking = caller(scope["path"], headers, self._keys)
+        if asking.trusted:
+            scope["state"].update(self._own_state(asking.tenant))
         if scope["method"] == "POST":
             if upload.is_upload(scope):
                 upload.check_type(headers, scope["path"])

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from agent_memory.engine.engine import Engine
 from agent_memory.engine.phase import HELD, Phase, refusal
 from agent_memory.engine.served import Loaded, Served
+from agent_memory.keys import Caller
 from agent_memory.metrics import CONTENT_TYPE, Metrics
 from agent_memory.server.connections import Connections
 
@@ -47,7 +48,7 @@ async def healthz(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """200 only if a chat request would be served at once."""
     engine: Engine = request.state.engine
-    waits = _wait(engine)
+    waits = _wait(engine, request.state.caller)
     default = engine.models.default
     of_all = {"models": {model.name: shown(model) for model in engine.models}}
     if waits is None:
@@ -61,10 +62,10 @@ async def readyz(request: Request) -> Response:
 
 def _trusting(request: Request, **more: object) -> dict[str, object]:
     """What names models and files is for who may know."""
-    return more if request.state.trusted else {}
+    return more if request.state.caller.trusted else {}
 
 
-def _wait(engine: Engine) -> tuple[str, int] | None:
+def _wait(engine: Engine, asking: Caller) -> tuple[str, int] | None:
     """Why, and for how many seconds."""
     if trouble := engine.trouble:
         return trouble, TROUBLE_RETRY_S
@@ -72,7 +73,7 @@ def _wait(engine: Engine) -> tuple[str, int] | None:
         default = engine.models.default
         said = refusal(engine.phase, default.progress, default.failure)
         return said.reason, said.retry_after
-    if engine.queue.is_full:
+    if engine.queue.is_full(asking.tenant):
         return "queue_full", engine.queue.retry_after_s
     if engine.is_short_of_memory:
         return "memory_pressure", engine.queue.retry_after_s

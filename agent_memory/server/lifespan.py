@@ -17,23 +17,20 @@ from agent_memory.engine.engine import Engine
 from agent_memory.engine.heartbeat import Trouble
 from agent_memory.engine.phase import HELD, Phase
 from agent_memory.metrics import Metrics
-from agent_memory.server import app, kept
+from agent_memory.server import app
 from agent_memory.server.access import Names
-from agent_memory.server.batch_runner import Batches
 from agent_memory.server.connections import Connections, most_that_fit
-from agent_memory.server.explain import Explanations
 from agent_memory.server.gate import Gate
-from agent_memory.server.quotas import Quotas
 from agent_memory.server.recorder import Recorder
-from agent_memory.server.response_store import Responses
 from agent_memory.server.shutdown import Shutdown
+from agent_memory.server.space import AllDocuments, Space, open_documents
 from agent_memory.server.upload import Place
 from agent_memory.server.watch import Watch
 from agent_memory.stages import STAGES, Stage
 from agent_memory.store.block_store import BlockStore
-from agent_memory.store.documents import RESPONSES, Documents
 from agent_memory.store.limits import Limits
 from agent_memory.store.state_dir import StateDir
+from agent_memory.tenants import outside, tenant_of
 
 ANSWERS_S = 1.0  # for what was generated to reach its clients
 STORE_S = 1.0
@@ -49,7 +46,7 @@ class Lifespan:
         config: Config,
         state_dir: StateDir,
         store: BlockStore,
-        documents: Mapping[str, Documents],
+        documents: AllDocuments,
         metrics: Metrics,
         recorder: Recorder,
         hurry: asyncio.Event,
@@ -62,10 +59,7 @@ class Lifespan:
         self._metrics = metrics
         self._recorder = recorder
         self._engine = Engine(config, store, metrics, recorder.phase)
-        self._explanations = Explanations()
-        self._documents = documents
-        self._responses = Responses(documents[RESPONSES], store.keeps_floor)
-        self._engine.agents.on_removed.append(self._explanations.forget_agent)
+        self._engine.agents.on_removed.append(self._forget_agent)
         self._drain_timeout_s = config.drain_timeout
         self._shutdown = Shutdown(
             config.drain_timeout,
@@ -80,11 +74,14 @@ class Lifespan:
             recorder.stage,
         )
         routes = app.build(self._entered)
-        self._quotas = Quotas(config.agent_requests, config.agent_requests_per_minute)
-        self._batches = Batches(routes, documents, self._batch_state, config.max_requests)
+        self._spaces = {
+            tenant: Space(tenant, config, own, routes, self._state, store.keeps_floor)
+            for tenant, own in documents.items()
+        }
         place = Place(state_dir.tmp, store.keeps_floor)
         names = Names(None if config.uds else config.host)
-        self.gate = Gate(routes, names, config.api_keys, place, self._is_draining)
+        asks = self._is_draining, self._own_state
+        self.gate = Gate(routes, names, config.api_keys, place, *asks)
 
     @classmethod
     async def open(
@@ -93,7 +90,7 @@ class Lifespan:
         """Open the store and begin to load the model, unless that went wrong too often.  Raises
         StartError."""
         metrics = Metrics()
-        documents = await asyncio.to_thread(_documents, state_dir)
+        documents = await asyncio.to_thread(open_documents, state_dir, config)
         limits = Limits(
             config.disk_bytes,
             config.min_free_bytes,
@@ -126,7 +123,8 @@ class Lifespan:
 
     @asynccontextmanager
     async def _entered(self, app: Starlette) -> AsyncIterator[Mapping[str, object]]:
-        await self._batches.start()
+        for space in self._spaces.values():
+            await space.batches.start()
         try:
             yield self._state()
         finally:
@@ -134,21 +132,18 @@ class Lifespan:
             await self.close()
 
     def _state(self) -> Mapping[str, object]:
-        """What routes find in `request.state`."""
+        """What routes find in `request.state`, whoever asks."""
         return {
-            "batches": self._batches,
             "engine": self._engine,
-            "explanations": self._explanations,
-            "documents": self._documents,
-            "responses": self._responses,
             "metrics": self._metrics,
             "connections": self.connections,
-            "quotas": self._quotas,
         }
 
-    def _batch_state(self) -> Mapping[str, object]:
-        """What a batch asks has been let in with it, and is never urgent."""
-        return {**self._state(), "quotas": Quotas()}
+    def _own_state(self, tenant: str | None) -> Mapping[str, object]:
+        return self._spaces[tenant].state()
+
+    def _forget_agent(self, agent_id: str) -> None:
+        self._spaces[tenant_of(agent_id)].explanations.forget_agent(outside(agent_id))
 
     async def drain(self) -> None:
         """Stages 1 and 2, while connections are still served."""
@@ -173,7 +168,7 @@ class Lifespan:
         return self._engine.phase in (Phase.DRAINING, Phase.STOPPED)
 
     async def _stop_admission(self, seconds: float) -> Mapping[str, object]:
-        await self._batches.stop()
+        await asyncio.gather(*(space.batches.stop() for space in self._spaces.values()))
         self._engine.stop_admission()
         return {"active": self._engine.num_active, "connections": len(self.connections)}
 
@@ -183,8 +178,3 @@ class Lifespan:
             async with asyncio.timeout(ANSWERS_S):
                 await self.gate.empty.wait()
         return {**figures, "unsent": self.gate.num_inside}
-
-
-def _documents(state_dir: StateDir) -> dict[str, Documents]:
-    """Of each kind.  Raises StateDirError."""
-    return {kind: Documents(state_dir, kind) for kind in (RESPONSES, kept.FILES, kept.BATCHES)}

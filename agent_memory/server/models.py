@@ -68,6 +68,8 @@ def _id(request: Request) -> str:
 ROUTES = [
     Route("/v1/models", models),
     Route(PATH, model),
+]
+CHANGES = [
     Route(f"{PATH}/load", load, methods=["POST"]),
     Route(f"{PATH}/unload", unload, methods=["POST"]),
 ]

@@ -39,6 +39,7 @@ from agent_memory.server.explain import Explained, Explanations
 from agent_memory.server.gate import RETRY_AFTER_S
 from agent_memory.server.merge import merged
 from agent_memory.server.quotas import Quotas
+from agent_memory.tenants import inside
 
 TOOL_CALLS = "tool_calls"
 
@@ -92,6 +93,8 @@ class Turn:
         self._explanations: Explanations = request.state.explanations
         self._quotas: Quotas = request.state.quotas
         self._request_id: str = request.state.request_id
+        self._tenant: str | None = request.state.caller.tenant
+        self._agent = None if ask.agent is None else inside(self._tenant, ask.agent)
         self.ask = ask
         self.id = f"{kind}{uuid4().hex}"
         self.model = self._engine.models.find(ask.model).name
@@ -154,18 +157,19 @@ class Turn:
     async def count(self) -> int:
         """The prompt's tokens, of a request that is not answered.  Raises RequestError."""
         async with self._engine.models.use(self.model) as self._served:
-            return len(await self._served.tokenize(self._heard(self.ask.prompt), None))
+            heard = self._heard(self.ask.prompt)
+            return len(await self._served.tokenize(heard, None, self._tenant))
 
     async def _admitted(self) -> list[GenerateRequest]:
         ask, served = self.ask, self.served
         self._told = self._heard(ask.prompt)
-        self._prompt = await served.tokenize(self._told, ask.agent)
+        self._prompt = await served.tokenize(self._told, self._agent, self._tenant)
         stable = await served.stable_tokens(self._told, self._prompt)
         self._constraint = await self._constrained(ask)
         return [
             GenerateRequest(
                 id=self.id if ask.choices == 1 else f"{self.id}-{choice}",
-                agent=ask.agent,
+                agent=self._agent,
                 prompt=self._prompt,
                 sampling=ask.sampling_over(served.known.defaults, choice),
                 max_tokens=ask.max_tokens,
@@ -175,6 +179,7 @@ class Turn:
                 logprobs=ask.logprobs,
                 prompt_logprobs=ask.prompt_logprobs and choice == 0,
                 ignore_end=ask.ignore_end,
+                tenant=self._tenant,
             )
             for choice in range(ask.choices)
         ]
@@ -186,7 +191,7 @@ class Turn:
         form = None if ask.calls.must else ask.form
         after = self.tokenizer.end_of_thought(self._prompt)
         grammar = forms.grammar(form, tools, several=ask.calls.several, after_thought=bool(after))
-        return await self.served.constraint(grammar, after)
+        return await self.served.constraint(grammar, after, self._tenant)
 
     def _heard(self, prompt: Prompt) -> Prompt:
         """A conversation with what the template knows of how much to think.  Raises BadRequest."""
@@ -266,7 +271,7 @@ class Turn:
         log.info(
             "request_done",
             request_id=self._request_id,
-            agent=self.ask.agent,
+            agent=self._agent,
             prompt_tokens=started.prompt_tokens if started else 0,
             cached_memory=started.from_memory if started else 0,
             cached_disk=started.from_disk if started else 0,

@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from threading import Lock
 
-from agent_memory.block import Block, BlockHash
+from agent_memory.block import Block, BlockHash, root_of
 from agent_memory.errors import Conflict, NotFound
 from agent_memory.store.heads import Chain, Head, Turn, num_tokens, pieces, turns_within
 from agent_memory.store.owners import Owners
+from agent_memory.tenants import outside, tenant_of
 
 MAX_HEADS = 8
 """Per agent and fingerprint; the oldest goes."""
@@ -62,7 +63,7 @@ class Agent:
         if found is None:
             ids = ", ".join(f"'{head.id}'" for head in self.heads)
             raise NotFound(
-                f"'{self.id}' has no head '{head_id}'. It has {ids}.",
+                f"'{outside(self.id)}' has no head '{head_id}'. It has {ids}.",
                 param="head",
                 code="head_not_found",
             )
@@ -167,7 +168,7 @@ class Agents:
         """
         with self._lock:
             own = self._heads(agent_id, fingerprint)
-            head = self._new(fingerprint, chain, num_tokens(chain), last_used)
+            head = self._new(agent_id, fingerprint, chain, num_tokens(chain), last_used)
             kept: Chain = ()
             if whole := next((other for other in own if head.begins(other)), None):
                 head = replace(whole, ordinal=head.ordinal, last_used=last_used)
@@ -190,7 +191,7 @@ class Agents:
     ) -> Changed:
         """A head made elsewhere.  `used_tokens`: how many of the chain's are used, None for all."""
         with self._lock:
-            head = self._new(fingerprint, chain, num_tokens(chain), last_used)
+            head = self._new(agent_id, fingerprint, chain, num_tokens(chain), last_used)
             head = replace(head, turns=turns_within(turns, head.num_tokens))
             head = head.with_checkpoints(checkpoints).cut(used_tokens or head.num_tokens)
             return self._enter(agent_id, head, pieces(chain, checkpoints))
@@ -201,12 +202,12 @@ class Agents:
             head = self._known(agent_id).head(head_id)
             if new_id in self._agents:
                 raise Conflict(
-                    f"There is an agent '{new_id}' already. Choose another name, or remove that "
-                    "one first.",
+                    f"There is an agent '{outside(new_id)}' already. Choose another name, or "
+                    "remove that one first.",
                     param="name",
                     code="agent_exists",
                 )
-            new = self._new(head.fingerprint, head.chain, head.num_tokens, last_used)
+            new = self._new(new_id, head.fingerprint, head.chain, head.num_tokens, last_used)
             new = replace(new, turns=head.turns, checkpoints=head.checkpoints)
             return self._enter(new_id, new)
 
@@ -269,7 +270,7 @@ class Agents:
         agent = self._agents.get(agent_id)
         if agent is None:
             raise NotFound(
-                f"Nothing is remembered of an agent '{agent_id}'.", code="agent_not_found"
+                f"Nothing is remembered of an agent '{outside(agent_id)}'.", code="agent_not_found"
             )
         return agent
 
@@ -279,8 +280,10 @@ class Agents:
         heads = agent.heads if agent else ()
         return [head for head in heads if head.fingerprint == fingerprint]
 
-    def _new(self, fingerprint: BlockHash, chain: Chain, tokens: int, last_used: float) -> Head:
-        assert chain and chain[0].parent == fingerprint
+    def _new(
+        self, agent_id: str, fingerprint: BlockHash, chain: Chain, tokens: int, last_used: float
+    ) -> Head:
+        assert chain and chain[0].parent == root_of(fingerprint, tenant_of(agent_id))
         self._last_ordinal += 1
         ordinal = self._last_ordinal
         return Head(ordinal, ordinal, fingerprint, chain, tokens, (), last_used)
@@ -348,6 +351,8 @@ class Agents:
                 assert ordinals[0] <= self._last_ordinal
                 assert len({head.id for head in agent.heads}) == len(ordinals)
                 assert {self._of[ordinal] for ordinal in ordinals} == {agent_id}
+                tenant = tenant_of(agent_id)
+                assert all(h.root == root_of(h.fingerprint, tenant) for h in agent.heads)
                 _check_heads(agent.heads)
             self._owners.check(head for agent in self._agents.values() for head in agent.heads)
             assert len(self._of) == sum(len(agent.heads) for agent in self._agents.values())

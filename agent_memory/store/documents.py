@@ -4,7 +4,8 @@ Each is a JSON object by its id, and may have bytes beside it.  A document is th
 all, whatever happens while it is written.  Knows files and nothing of what they mean.  Any thread,
 but the event loop's only through another one: it waits for the disk.
 
-    documents/<kind>/<id>.json   documents/<kind>/<id>.data
+    documents/<kind>/<id>.json                    documents/<kind>/<id>.data
+    documents/tenants/<tenant>/<kind>/<id>.json   those of a tenant
 
 The id of a response begins with its owner's mark, so that an agent's are found without reading.
 """
@@ -19,8 +20,10 @@ from typing import Any
 
 from agent_memory.store import files
 from agent_memory.store.state_dir import StateDir, private_folder
+from agent_memory.tenants import is_name
 
 RESPONSES = "responses"
+TENANTS = "tenants"
 MARK_CHARS = 16
 _ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
@@ -35,13 +38,16 @@ def response_ids_of(agent: str | None) -> str:
 
 
 class Documents:
-    """Of one kind.  Ids from outside may be anything: what cannot be one is not there."""
+    """Of one kind and tenant.  Ids from outside may be anything: what is none is not there."""
 
-    def __init__(self, state: StateDir, kind: str) -> None:
-        self._folder = state.documents / kind
+    def __init__(self, state: StateDir, kind: str, tenant: str | None = None) -> None:
+        assert kind != TENANTS and (tenant is None or is_name(tenant))
         self._tmp = state.tmp
-        private_folder(state.documents)
+        self._folder = state.documents
         private_folder(self._folder)
+        for part in (*((TENANTS, tenant) if tenant else ()), kind):
+            self._folder /= part
+            private_folder(self._folder)
 
     def put(self, doc_id: str, document: Document) -> None:
         """On disk when this returns.  Raises OSError."""

@@ -41,6 +41,11 @@ class Head:
         return str(self.first)
 
     @property
+    def root(self) -> BlockHash:
+        """What stands before its first block."""
+        return self.chain[0].parent
+
+    @property
     def blocks(self) -> Chain:
         """All that it owns."""
         return self.chain + self.checkpoints
@@ -69,7 +74,7 @@ class Head:
 
     def with_checkpoints(self, checkpoints: Iterable[Block]) -> "Head":
         """With just those of them that lie in it."""
-        found = positions(self.fingerprint, self.chain, checkpoints)
+        found = positions(self.root, self.chain, checkpoints)
         lie_in_it = tuple(found[at] for at in sorted(found) if at <= self.num_tokens)
         return replace(self, checkpoints=lie_in_it)
 
@@ -83,7 +88,7 @@ class Head:
     def check(self) -> None:
         assert self.chain and 0 < self.first <= self.ordinal
         assert all(block.full for block in self.chain[:-1])
-        parents = [self.fingerprint, *(block.hash for block in self.chain)]
+        parents = [self.root, *(block.hash for block in self.chain)]
         assert [block.parent for block in self.chain] == parents[:-1]
         assert 0 < self.num_tokens - num_tokens(self.chain[:-1]) <= self.chain[-1].num_tokens
         assert self.turns == turns_within(self.turns, self.num_tokens)
@@ -102,13 +107,13 @@ def num_tokens(chain: Sequence[Block]) -> int:
 
 
 def positions(
-    fingerprint: BlockHash, chain: Sequence[Block], checkpoints: Iterable[Block]
+    root: BlockHash, chain: Sequence[Block], checkpoints: Iterable[Block]
 ) -> dict[int, Block]:
     """Which of the checkpoints are of the first so many tokens of the chain."""
     found = dict[int, Block]()
     if offered := tuple(checkpoints):
         starts = {block.hash: BLOCK_TOKENS * n for n, block in enumerate(chain, 1)}
-        starts[fingerprint] = 0
+        starts[root] = 0
         following = {block.parent: block.tokens for block in chain}
         for checkpoint in offered:
             assert checkpoint.is_checkpoint

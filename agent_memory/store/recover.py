@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from agent_memory.block import HASH_BYTES, Block, BlockHash, Loss
+from agent_memory.block import HASH_BYTES, Block, BlockHash, Loss, root_of
 from agent_memory.errors import StateDirError
 from agent_memory.metrics import Metrics
 from agent_memory.store import index as rows
@@ -23,6 +23,7 @@ from agent_memory.store.format import BlockFile, Rejected, identify
 from agent_memory.store.heads import Head, num_tokens
 from agent_memory.store.index import HeadRow, Index, Statement
 from agent_memory.store.state_dir import BLOCK_SUFFIX, StateDir, private_folder
+from agent_memory.tenants import tenant_of
 
 VERSION = b"3\n"
 
@@ -216,7 +217,7 @@ def load_agents(catalog: Catalog, found: Found) -> Agents:
 
 def _present(catalog: Catalog, row: HeadRow) -> Head | None:
     chain: list[Block] = []
-    parent = row.fingerprint
+    parent = root_of(row.fingerprint, tenant_of(row.agent))
     for block_hash in row.chain:
         file = catalog.file(block_hash)
         if file is None or file.block.is_checkpoint or file.block.parent != parent:

@@ -25,6 +25,7 @@ from agent_memory.store.limits import Limits
 from agent_memory.store.look import Amount, contents
 from agent_memory.store.recover import read_rows, recover
 from agent_memory.store.state_dir import StateDir
+from agent_memory.tenants import is_name, outside, tenant_of
 
 CLOSE_S = 60.0
 NO_LIMITS = Limits(sys.maxsize, 0, None, None)
@@ -104,7 +105,7 @@ def wipe(state: StateDir) -> Amount:
 
 def wipe_agent(state: StateDir, agent_id: str) -> Amount:
     """Delete what is that agent's alone, and the responses it was given.  Raises NotFound."""
-    sizes = Documents(state, RESPONSES).delete_all(response_ids_of(agent_id))
+    sizes = _wipe_responses(state, agent_id)
     store = BlockStore.open(state, Metrics(), NO_LIMITS)
     try:
         before = store.disk_bytes
@@ -117,6 +118,14 @@ def wipe_agent(state: StateDir, agent_id: str) -> Amount:
         return Amount(len(sizes), sum(sizes))
     finally:
         store.close(CLOSE_S)
+
+
+def _wipe_responses(state: StateDir, agent_id: str) -> list[int]:
+    """-> the size of each."""
+    tenant = tenant_of(agent_id)
+    if tenant is not None and not is_name(tenant):
+        return []
+    return Documents(state, RESPONSES, tenant).delete_all(response_ids_of(outside(agent_id)))
 
 
 def _readable_owners(state: StateDir) -> list[rows.Statement]:

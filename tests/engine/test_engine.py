@@ -37,6 +37,7 @@ from agent_memory.request import (
 )
 from agent_memory.store.block_store import BlockStore
 from agent_memory.store.state_dir import StateDir
+from agent_memory.tenants import tenant_of
 from tests.conftest import ordinary_text
 
 GREEDY = SamplingParams(temperature=0)
@@ -101,10 +102,11 @@ async def ask(
     under_way: asyncio.Event | None = None,
     stable_tokens: int = 0,
 ) -> Answer:
-    """`under_way`: set when 100 tokens have been generated."""
+    """`under_way`: set when 100 tokens have been generated.  The tenant is the agent's."""
     tokens = prompt if isinstance(prompt, tuple) else await tokenized(engine, prompt)
     request = GenerateRequest(
-        f"r{id(tokens)}", agent, tokens, GREEDY, max_tokens, stop, priority, stable_tokens
+        *(f"r{id(tokens)}", agent, tokens, GREEDY, max_tokens, stop, priority, stable_tokens),
+        tenant=tenant_of(agent) if agent else None,
     )
     texts, started = [], None
     async with aclosing(engine.models.default.generate(request)) as events:

@@ -110,7 +110,7 @@ async def test_a_seeded_cause_is_named(
     async with running(tmp_path) as engine:
         for talk in TALKS:
             assert str(await seed(engine, talk)) == seed.__name__, talk.name
-            for agent in engine.agents.all():
+            for agent in engine.agents.all(None):
                 await engine.agents.remove(agent.id)
 
 

@@ -178,6 +178,24 @@ async def test_agents_with_one_beginning_at_once(folder: Path, tmp_path: Path) -
         assert answer.text == (await cold(folder, tmp_path / f"b{n}", talks[n])).text
 
 
+@pytest.mark.requirement("S-09")
+async def test_each_tenant_goes_on_from_its_own(folder: Path, tmp_path: Path) -> None:
+    """Who says the same at the same time waits for nobody of another tenant, and finds nothing."""
+    talk, tenants = said(1000), ("ann", "acme/ann", "zoo/ann")
+    async with serving(folder, tmp_path / "a") as engine:
+        answers = await asyncio.gather(*(say(engine, talk, agent) for agent in tenants))
+        assert [answer.cached for answer in answers] == [0, 0, 0]
+        boundary = await stable_of(engine, talk)
+        assert (await say(engine, talk, "acme/ben")).cached == boundary
+    second = goes_on(talk, answers[0])
+    want = await cold(folder, tmp_path / "b", second)
+    async with serving(folder, tmp_path / "a") as engine:
+        for agent in tenants:
+            answer = await say(engine, second, agent)
+            assert (answer.cached, answer.started.from_disk) == (boundary, boundary)
+            assert answer.text == want.text
+
+
 async def test_a_damaged_checkpoint_costs_time_only(folder: Path, tmp_path: Path) -> None:
     talk = said(3000)
     async with serving(folder, tmp_path / "a") as engine:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_memory.block import root_of
 from agent_memory.engine.mailbox import Stream
 from agent_memory.engine.scheduler import MIN_SHARED, PROMOTE_ROWS, Scheduler
 from agent_memory.engine.sequence import TRANSITIONS, Sequence, State
@@ -32,9 +33,11 @@ def of_prompt(
     max_new: int = 100,
     agent: str | None = None,
     priority: Priority = Priority.INTERACTIVE,
+    tenant: str | None = None,
 ) -> Sequence:
     return Sequence(
         GenerateRequest("r", agent, prompt, SamplingParams(), priority=priority),
+        root_of(SPEC.fingerprint, tenant),
         Stream(),
         max_new,
         lambda _position: Draw(None, 0),
@@ -282,6 +285,17 @@ def test_what_is_being_computed_is_waited_for_and_others_pass_by() -> None:
     assert scheduler.shared_with(same) == (first, 500)
 
 
+@pytest.mark.requirement("S-09")
+def test_of_what_another_tenant_computes_nobody_knows() -> None:
+    scheduler, _ = one_computing(300)
+    same, stranger = of_prompt((*COMMON, 3000)), of_prompt((*COMMON, 3000), tenant="acme")
+    scheduler.add(same)
+    scheduler.add(stranger)
+    assert scheduler.shared_with(stranger) is None
+    assert scheduler.admit(nothing, room) is stranger and stranger.awaits is None
+    assert scheduler.admit(nothing, room) is None and same.awaits is not None
+
+
 def test_what_is_remembered_anyway_is_not_waited_for() -> None:
     scheduler, _ = one_computing(300)
     scheduler.add(of_prompt((*COMMON, 3000)))
@@ -314,7 +328,8 @@ def scoring(num_prompt: int, first: int = 5) -> Sequence:
     request = GenerateRequest("r", None, prompt, SamplingParams(), prompt_logprobs=True)
     tokenizer = builtin_model(None).tokenizer
     return Sequence(
-        request, Stream(), 9, lambda _position: Draw(None, 0), frozenset(), tokenizer.stream()
+        *(request, SPEC.fingerprint, Stream(), 9, lambda _position: Draw(None, 0)),
+        *(frozenset(), tokenizer.stream()),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_memory.block import BLOCK_TOKENS, Block, in_blocks, token_bytes
+from agent_memory.block import BLOCK_TOKENS, HASH_BYTES, Block, BlockHash, in_blocks, token_bytes
 from agent_memory.engine.ledger import Ledger
 from agent_memory.engine.mailbox import Stream
 from agent_memory.engine.room import Cost, Room
@@ -81,6 +81,7 @@ class Simulated:
             GenerateRequest(
                 str(number), asked.agent, prompt, SamplingParams(), priority=asked.priority
             ),
+            BlockHash(bytes(HASH_BYTES)),
             Stream(),
             asked.max_new,
             lambda _position: Draw(None, 0),

@@ -5,12 +5,14 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
 
-from agent_memory.block import Block, BlockHash, chain, token_bytes
+from agent_memory.block import Block, BlockHash, chain, root_of, token_bytes
 from agent_memory.engine import archive
 from agent_memory.engine.agent_views import AgentViews
 from agent_memory.engine.archive import ArchivedBlock, ArchivedHead, ArchiveReader, Manifest
@@ -21,6 +23,7 @@ from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import encode
+from agent_memory.tenants import inside
 from tests.store.conftest import CheckpointAt, Opener, PayloadOf
 
 TOKENS = range(600)
@@ -63,8 +66,8 @@ def nowhere(block: Block) -> None:
     return None
 
 
-def exported(opener: Opener, model: Model, in_pool: InPool = nowhere) -> bytes:
-    with closing(Export(opener.store.agents.known("ann"), model, opener.store)) as export:
+def exported(opener: Opener, model: Model, in_pool: InPool = nowhere, agent: str = "ann") -> bytes:
+    with closing(Export(opener.store.agents.known(agent), model, opener.store)) as export:
         export.hold(in_pool)
         raw = asyncio.run(whole(export))
         assert len(raw) == export.num_bytes
@@ -76,10 +79,11 @@ async def whole(export: Export) -> bytes:
     return b"".join([chunk async for chunk in export.chunks()])
 
 
-def imported(opener: Opener, model: Model, raw: bytes) -> None:
+def imported(opener: Opener, model: Model, raw: bytes, tenant: str | None = None) -> None:
     pool, mailbox = BlockPool(1 << 20), Mailbox()
     transfer = Transfer(opener.store, pool, mailbox, lambda _: model)
-    assert transfer._receive(io.BytesIO(raw), lambda name: f"{name}-2") == "ann-2"
+    agent = transfer._receive(io.BytesIO(raw), lambda name: inside(tenant, f"{name}-2"))
+    assert agent == inside(tenant, "ann-2")
 
 
 def hashes(blocks: Sequence[Block]) -> tuple[BlockHash, ...]:
@@ -109,6 +113,49 @@ def test_a_head_goes_out_with_its_checkpoints_and_comes_in_with_them(
     other.open()
     assert other.store.agents.known("ann-2").owned() == here.owned()
     assert all(other.read(block) for head in there.heads for block in head.blocks)
+    other.store.check()
+
+
+def tail_of(root: BlockHash, tokens: Sequence[int], end: int) -> Block:
+    """The checkpoint after the first `end` tokens behind `root`."""
+    before = chain(root, tokens[: end - end % 256])
+    parent = before[-1].hash if before else root
+    return Block.checkpoint_after(parent, token_bytes(tokens[end - end % 256 : end]))
+
+
+@pytest.mark.requirement("S-08")
+@pytest.mark.parametrize("names", list(product((None, "acme", "zoo"), repeat=2)))
+def test_what_a_tenant_exports_is_the_importing_tenants(
+    opener: Opener,
+    other: Opener,
+    model: Model,
+    payload_of: PayloadOf,
+    names: tuple[str | None, str | None],
+) -> None:
+    """Names of blocks and of checkpoints follow from the importing one's root; payloads stay."""
+    theirs, ours = (root_of(model.spec.fingerprint, name) for name in names)
+    ids = [inside(name, agent) for name, agent in zip(names, ("ann", "ann-2"), strict=True)]
+    opener.open()
+    branch = [*range(500), 7]
+    for tokens, end in ((branch, 501), (TOKENS, 300)):
+        blocks, point = chain(theirs, tokens), tail_of(theirs, tokens, end)
+        assert all(opener.put(*blocks, point))
+        opener.store.record(ids[0], model.spec.fingerprint, blocks, (20, end), [point])
+    raw = exported(opener, model, agent=ids[0])
+    assert b"acme" not in raw and b"zoo" not in raw
+    imported(other, model, raw, names[1])
+    other.open()
+    heads = other.store.agents.known(ids[1]).heads
+    assert [head.num_tokens for head in heads] == [600, 501]
+    assert [head.chain for head in heads] == [
+        tuple(chain(ours, tokens)) for tokens in (TOKENS, branch)
+    ]
+    assert heads[0].checkpoints == (tail_of(ours, TOKENS, 300),)
+    assert heads[1].checkpoints == (tail_of(ours, branch, 501),)
+    told: SimpleQueue[Bytes | None] = SimpleQueue()
+    for old, new in zip(chain(theirs, TOKENS), heads[0].chain, strict=True):
+        other.store.read(new, model.spec, lambda _, payload: told.put(payload))
+        np.testing.assert_array_equal(told.get(timeout=10), payload_of(old))
     other.store.check()
 
 
@@ -161,21 +208,22 @@ def test_their_bytes_are_the_agents_but_they_are_no_blocks(
 # ── hostile files ────────────────────────────────────────────────────────────────────────────────
 
 
-def made(
-    model: Model,
-    payload_of: PayloadOf,
-    head: tuple[Sequence[Block], Sequence[Block]],
-    num_tokens: int = 600,
-) -> bytes:
-    """An archive of a head of these blocks and checkpoints, whatever they are, all checksums
+Parts = tuple[Sequence[Block], Sequence[Block]]
+
+
+def made(model: Model, payload_of: PayloadOf, *parts: Parts) -> bytes:
+    """An archive of heads of these blocks and checkpoints, whatever they are, all checksums
     right."""
     files, members = dict[BlockHash, ArchivedBlock](), list[bytes]()
-    for block in dict.fromkeys([*head[0], *head[1]]):
+    for block in dict.fromkeys(block for head in parts for part in head for block in part):
         payload = payload_of(block)[: model.spec.bytes_of(block)]
         file, pieces = encode(block, payload, model.spec)
         files[block.hash] = ArchivedBlock(block.hash, file.file_bytes, file.checksum)
         members.append(archive.member(files[block.hash].name, b"".join(pieces)))
-    heads = (ArchivedHead(num_tokens, (), hashes(head[0]), hashes(head[1])),)
+    heads = tuple(
+        ArchivedHead(sum(b.num_tokens for b in chain), (), hashes(chain), hashes(points))
+        for chain, points in parts
+    )
     manifest = Manifest("ann", "small", model.spec.fingerprint, heads, tuple(files.values()))
     return manifest.head() + b"".join(members) + archive.END
 
@@ -238,6 +286,18 @@ def test_a_model_that_keeps_no_states_takes_no_checkpoints(
     checkpoint = Block.checkpoint_after(plain.spec.fingerprint, b"")
     raw = made(plain, payload_of, (blocks, [checkpoint]))
     is_refused(opener, plain, raw, "other checkpoints than this model keeps")
+
+
+def test_conversations_that_begin_in_two_places_are_refused(
+    opener: Opener, model: Model, blocks: list[Block], payload_of: PayloadOf
+) -> None:
+    """The middle of one would be taken for the beginning of another."""
+    opener.open()
+    elsewhere = chain(root_of(model.spec.fingerprint, "acme"), TOKENS)
+    for other in (blocks[1:], elsewhere):
+        raw = made(model, payload_of, (blocks, []), (other, []))
+        is_refused(opener, model, raw, "do not begin in one place")
+    imported(opener, model, made(model, payload_of, (elsewhere, [])))
 
 
 @pytest.mark.parametrize("token", [-1, VOCAB_SIZE])

@@ -42,7 +42,7 @@ class Case:
         """`present`: blocks that matched, as far as `tokens` go."""
         data = token_bytes(tokens[:-1])
         matched = sum(_shared(block, data[1024 * i :]) for i, block in enumerate(present))
-        return self.witness.compare(agent, data, matched, present)
+        return self.witness.compare(agent, OURS, data, matched, present)
 
 
 def _shared(block: Block, data: bytes) -> int:

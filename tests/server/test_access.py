@@ -13,9 +13,9 @@ import pytest
 from starlette.datastructures import Headers
 
 from agent_memory.errors import Unauthorized
-from agent_memory.keys import Keys, parse
+from agent_memory.keys import Caller, Keys, parse
 from agent_memory.server import access, anthropic, app
-from agent_memory.server.access import Names, may_pass
+from agent_memory.server.access import Names, caller
 from tests.process import CHAT, Server, chat
 
 ONE, TWO = "sk-marked-key-number-one", "sk-marked-key-number-two"
@@ -54,7 +54,7 @@ def brought(**headers: str) -> Headers:
 @pytest.mark.requirement("B-09")
 @pytest.mark.parametrize("headers", [{}, {"authorization": f"Bearer {WRONG}"}, {"x_api_key": ONE}])
 def test_without_keys_none_is_asked_for_and_any_is_ignored(headers: dict[str, str]) -> None:
-    assert may_pass("/v1/models", brought(**headers), Keys())
+    assert caller("/v1/models", brought(**headers), Keys()) == Caller()
 
 
 @pytest.mark.requirement("B-09")
@@ -78,12 +78,12 @@ def test_without_keys_none_is_asked_for_and_any_is_ignored(headers: dict[str, st
 def test_a_key_may_come_in_two_ways(headers: dict[str, str], code: str | None) -> None:
     known = parse(f"{ONE},{TWO}")
     if code is None:
-        assert may_pass("/v1/models", brought(**headers), known)
-        assert may_pass("/readyz", brought(**headers), known)
+        assert caller("/v1/models", brought(**headers), known) == Caller()
+        assert caller("/readyz", brought(**headers), known).trusted
         return
-    assert not may_pass("/readyz", brought(**headers), known)
+    assert not caller("/readyz", brought(**headers), known).trusted
     with pytest.raises(Unauthorized) as caught:
-        may_pass("/v1/models", brought(**headers), known)
+        caller("/v1/models", brought(**headers), known)
     assert (caught.value.status, caught.value.code) == (401, code)
 
 

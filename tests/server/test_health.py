@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from agent_memory import config, failpoint
 from agent_memory.engine.engine import Engine
 from agent_memory.engine.phase import Phase, refusal
+from agent_memory.keys import Caller
 from agent_memory.metrics import Metrics
 from agent_memory.server import app
 from agent_memory.server.connections import Connections
@@ -33,7 +34,7 @@ async def asked(folder: Path) -> AsyncIterator[tuple[Engine, httpx.AsyncClient]]
             "engine": engine,
             "metrics": metrics,
             "connections": Connections(1, 8),
-            "trusted": True,
+            "caller": Caller(),
         }
         await routes(scope, receive, send)
 
@@ -67,7 +68,7 @@ def crash_loop(engine: Engine) -> None:
 
 
 def queue_full(engine: Engine) -> None:
-    engine.queue.enter()
+    engine.queue.enter(None)
 
 
 def engine_dead(engine: Engine) -> None:

@@ -49,7 +49,11 @@ class Site:
         self.begun, self.full, self.done = asyncio.Event(), asyncio.Event(), asyncio.Event()
         routes = [Route("/", self._fast), Route("/slow", self._slow, methods=["POST"])]
         place = Place(tmp_path, lambda num_bytes: True)
-        self._gate = Gate(Starlette(routes=routes), Names(None), Keys(), place, lambda: False)
+        self._gate = Gate(
+            *(Starlette(routes=routes), Names(None), Keys(), place),
+            draining=lambda: False,
+            own_state=lambda tenant: {},
+        )
         self._clients: list[Client] = []
         self.port = 0
 

@@ -85,6 +85,25 @@ def test_an_agents_are_found_by_their_ids(state: StateDir) -> None:
     ]
 
 
+@pytest.mark.requirement("S-08")
+def test_each_tenant_has_its_own(state: StateDir) -> None:
+    kept = {tenant: Documents(state, RESPONSES, tenant) for tenant in (None, "acme", "zoo")}
+    for tenant, documents in kept.items():
+        assert list(documents.ids()) == []
+        documents.put(response_ids_of("ann") + "1", {"of": tenant})
+        documents.data(response_ids_of("ann") + "1").write_bytes(b"x")
+    assert [kept[tenant].get(response_ids_of("ann") + "1") for tenant in kept] == [
+        {"of": tenant} for tenant in kept
+    ]
+    assert upkeep.wipe_agent(state, "acme/ann") == Amount(1, len('{"of":"acme"}'))
+    assert [len(list(documents.ids())) for documents in kept.values()] == [1, 0, 1]
+    before = sorted(state.path.parent.rglob("*"))
+    for odd in ("../ann", "/ann", "zoo/../ann", "ZOO/ann"):
+        with pytest.raises(NotFound):
+            upkeep.wipe_agent(state, odd)
+    assert sorted(state.path.parent.rglob("*")) == before
+
+
 def test_wiping_an_agent_counts_its_responses(tmp_path: Path) -> None:
     state = StateDir.open(tmp_path / "state")
     kept = Documents(state, RESPONSES)

@@ -6,9 +6,12 @@ from contextlib import closing
 
 import pytest
 
-from agent_memory.block import Block, BlockHash, chain
+from agent_memory.block import Block, BlockHash, chain, root_of
 from agent_memory.errors import Conflict
 from agent_memory.kv_spec import KVSpec
+from agent_memory.store import upkeep
+from agent_memory.store.state_dir import StateDir
+from agent_memory.tenants import inside
 from tests.marks import first_is_fast
 from tests.store.conftest import Opener
 
@@ -30,6 +33,37 @@ def files(opener: Opener) -> set[str]:
 
 def names(*blocks: Block) -> set[str]:
     return {block.hash.hex() for block in blocks}
+
+
+@pytest.mark.requirement("S-08", "S-09")
+def test_agents_of_two_tenants_share_nothing(opener: Opener, spec: KVSpec) -> None:
+    """Of the same tokens each has blocks of its own, also after a restart and a rebuild."""
+    store = opener.open()
+    chains = {
+        inside(name, "ann"): chain(root_of(spec.fingerprint, name), range(600))
+        for name in (None, "acme", "zoo")
+    }
+    for agent_id, blocks in chains.items():
+        remember(opener, agent_id, blocks)
+    assert len(files(opener)) == 9
+    for agent_id in chains:
+        store.rewind(agent_id, 599)
+        store.fork(agent_id, agent_id + "-2")
+    for prepare in (opener.close, lambda: upkeep.rebuild(StateDir.unlocked(opener.path))):
+        opener.close()
+        prepare()
+        opener.open()
+        assert len(opener.store.agents.all()) == 6
+        for agent_id, blocks in chains.items():
+            for name in (agent_id, agent_id + "-2"):
+                assert opener.store.agents.known(name).heads[0].chain == tuple(blocks)
+    with pytest.raises(AssertionError):
+        opener.store.record("acme/ann", spec.fingerprint, chains["ann"])
+    with pytest.raises(AssertionError):
+        opener.store.fork("acme/ann", "zoo/eve")
+    opener.store.remove("acme/ann")
+    assert opener.store.remove("acme/ann-2") == {block.hash for block in chains["acme/ann"]}
+    assert files(opener) == names(*chains["ann"], *chains["zoo/ann"])
 
 
 def test_a_fork_copies_nothing_and_outlives_what_it_was_made_from(
