@@ -103,8 +103,8 @@ def test_errors_say_what_to_do(server: Server) -> None:
 def test_an_agents_memory_is_of_the_model_it_talked_to(server: Server) -> None:
     """Warm, text and export: of the model of its newest head, the default's or not."""
     server.ask("Hello from the other one. " * 20, "olga", model=SLASHED, max_tokens=4)
+    server.wait_on_disk("olga")
     tokens = server.get("/v1/agents/olga").json()["tokens"]
-    server.wait_on_disk("olga", tokens)
     [turn] = server.get("/v1/agents/olga?text=true").json()["heads"]
     assert "from the other one" in turn["turns"][0]["prompt"]
     exported = server.get("/v1/agents/olga/export")
