@@ -11,12 +11,25 @@ from benchmarks.builtin_model.facts import Storyteller
 
 END_OF_TEXT, TURN_START, TURN_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 CONTEXT_LENGTH = 8192
-CHAT_TEMPLATE = (
-    "{% for m in messages %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+CHAT_TEMPLATE = r"""
+{% if tools %}
+{{ '<|im_start|>system\nYou can call these tools:\n' }}
+{% for t in tools %}{{ t | tojson + '\n' }}{% endfor %}
+{{ 'To call one, write\n<tool_call>\n
+{"name": ..., "arguments": {...}}\n</tool_call><|im_end|>\n' }}
+{% endif %}
+{% for m in messages %}
+{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}
+{% for tool_call in m.tool_calls or [] %}
+{% if tool_call.function %}{% set tool_call = tool_call.function %}{% endif %}
+{% if not loop.first or m['content'] %}{{ '\n' }}{% endif %}
+{{ '<tool_call>\n{"name": "' + tool_call.name + '", "arguments": '
+ + (tool_call.arguments | tojson) + '}\n</tool_call>' }}
+{% endfor %}
+{{ '<|im_end|>\n' }}
+{% endfor %}
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
+""".replace("\n", "")
 
 
 def train(documents: Sequence[str], words: Sequence[str], size: int, num_chats: int) -> Tokenizer:
