@@ -45,6 +45,7 @@ from agent_memory.bench.servers import CHUNKS, Contender, MlxLm, Ours, peer
 from agent_memory.bench.texts import Pages
 from agent_memory.errors import ServerFailed, UsageError
 from agent_memory.ops import backend, blas
+from agent_memory.ops.terminal import output_console
 
 FORMAT = 1
 EXIT_INTERRUPTED = 130
@@ -83,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(results.as_json(found))
     else:
-        report.show(Console(highlight=False), found, files)
+        report.show(output_console(), found, files)
     return 0
 
 

@@ -5,6 +5,7 @@ it.  Main thread.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,11 +17,19 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 from rich.text import Text
 
+PIPED_COLUMNS = 200
+"""Where nobody said how wide it is, as in a pipe or a log, tables are as wide as they like."""
+
+
+def output_console() -> Console:
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_COLUMNS
+    return Console(highlight=False, width=width)
+
 
 class Terminal:
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
-        self._out = Console(highlight=False)
+        self._out = output_console()
         self._err = Console(stderr=True, highlight=False)
 
     def result(self, value: Any) -> None:
