@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten
 
+from agent_memory import heap
 from agent_memory.block import BLOCK_TOKENS, in_blocks
 from agent_memory.kv_spec import NUMPY, KVSpec, LayerGroup, payload_bytes
 from agent_memory.kvcache.sequence_kv import SequenceKV
@@ -76,10 +77,10 @@ def machine_bytes() -> int:
 
 
 def limit_cache(budget_bytes: int) -> int:
-    """How much MLX may keep of what was freed, from now on.  On a CPU it keeps next to nothing."""
-    if mx.default_device().type == mx.DeviceType.cpu:
-        return 0
+    """How much is kept of what was freed, from now on: by MLX, or on a CPU by the heap."""
     limit = min(budget_bytes // 16, MOST_CACHE_BYTES)
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return heap.keep(limit)
     mx.set_cache_limit(limit)
     return limit
 
@@ -90,6 +91,7 @@ def give_back() -> dict[str, int]:
     gc.collect()
     gc.collect()
     mx.clear_cache()
+    heap.give_back()
     return {
         "active_bytes": mx.get_active_memory(),
         "cache_bytes": mx.get_cache_memory(),

@@ -19,6 +19,7 @@ import hypercorn.config
 import structlog
 from hypercorn.typing import Framework
 
+from agent_memory import heap
 from agent_memory.config import Config, is_loopback
 from agent_memory.errors import StartError
 from agent_memory.server import logs
@@ -43,6 +44,7 @@ def main(config: Config, state_dir: StateDir) -> Never:
     The interpreter's own end is left out: native threads are still taking down what they kept for
     themselves, MLX its compiled functions, and who asks for a dying interpreter is aborted.
     """
+    heap.share()
     logs.configure(config.log_format)
     with Listener.open(config) as listener:
         state_dir.sign(listener.url, config.drain_timeout + PROMISE_S)
