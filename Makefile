@@ -33,7 +33,7 @@ test: install  ## the fast tests
 	$(FAST) $(QUICK) $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-all: install  ## every test, more than an hour; counts go to build/suites.jsonl
-	$(FAST) $(ALONE) $(BIN)/python -m pytest -q --suites build/suites.jsonl \
+	$(FAST) $(ALONE) $(BIN)/python -m pytest -q -p tests.suites --suites build/suites.jsonl \
 	    -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: install  ## lint, format and types; changes nothing
