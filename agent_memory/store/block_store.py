@@ -146,17 +146,20 @@ class BlockStore:
         chain: Sequence[Block],
         turn: Turn | None = None,
         checkpoints: Sequence[Block] = (),
+        passed: Sequence[Block] = (),
     ) -> Chain:
         """`chain` is what the agent now has in mind; its blocks were put before.
 
         `turn`: (end of the prompt, end of the answer).  `checkpoints`: all of this conversation
-        that are to be kept, put before too.  Returns the blocks and checkpoints that are now
-        nobody's and of no use.  The store has let go of them.
+        that are to be kept, put before too.  `passed`: blocks put on the way that are of no use
+        now.  Returns the blocks and checkpoints that are now nobody's and of no use.  The store has
+        let go of them.
         """
         _check_name(agent_id)
         with self._verbs:
             changed = self.agents.record(
-                *(agent_id, fingerprint, tuple(chain), time.time(), turn, tuple(checkpoints))
+                *(agent_id, fingerprint, tuple(chain), time.time(), turn, tuple(checkpoints)),
+                passed=tuple(passed),
             )
             let_go = self._save(changed)
         self._note_evicted(let_go, chain)
