@@ -24,7 +24,7 @@ FLUSH_S = 30.0
 
 
 class AgentVerbs:
-    """`on_removed`: told the name of every agent that was removed, when nothing of it is left."""
+    """`on_removed`: told the name of every agent that was removed, as soon as it is forgotten."""
 
     def __init__(
         self, store: BlockStore, residents: Residents, mailbox: Mailbox, models: Models
@@ -93,17 +93,17 @@ class AgentVerbs:
 
     async def remove(self, agent_id: str) -> None:
         """Nothing that was its alone is left, in RAM or on disk.  Raises Conflict while it is
-        being answered."""
+        being answered, and Unavailable when it is forgotten, but not yet by the disk."""
         await asyncio.wrap_future(self._mailbox.call(partial(self._remove, agent_id)))
-        if not await asyncio.to_thread(self._store.flush, FLUSH_S):
+        for told in self.on_removed:
+            told(agent_id)
+        if not await asyncio.to_thread(self._store.wiped, FLUSH_S):
             raise Unavailable(
                 f"'{outside(agent_id)}' is forgotten, but its files are not deleted yet. They will "
                 "be.",
                 reason="busy",
                 retry_after=5,
             )
-        for told in self.on_removed:
-            told(agent_id)
 
     def _remove(self, agent_id: str) -> None:
         """Engine thread: between two steps nobody commits."""

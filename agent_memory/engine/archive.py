@@ -205,7 +205,7 @@ def _check(manifest: Manifest) -> None:
         raise ValueError
     for head in manifest.heads:
         num_full = BLOCK_TOKENS * (len(head.blocks) - 1)
-        if not num_full < head.num_tokens <= num_full + BLOCK_TOKENS:
+        if num_full < 0 or not num_full < head.num_tokens <= num_full + BLOCK_TOKENS:
             raise ValueError
         if not _are_turns(head.turns, head.num_tokens):
             raise ValueError

@@ -144,10 +144,13 @@ class Parting:
         decode, at = self._tokenizer.decode, self._compared.position
         theirs = token_ids(self._compared.remembered)
         ours = list(self._asked.tokens[at : at + len(theirs)])
-        earlier = decode(list(self._asked.tokens[: max(0, at - BEFORE)]))
+        texts = [self._message(tail)[0] for tail in (ours, theirs)]
         names = {name for tool in self._asked.said.tools if (name := tool_name(tool))}
+        if sum(all(name in text for text in texts) for name in names) < 2:
+            return False  # the usual case: what is earlier, which may be long, needs no reading
+        earlier = decode(list(self._asked.tokens[: max(0, at - BEFORE)]))
         names -= set(_in_order(names, earlier))
-        one, other = (_in_order(names, self._message(tail)[0]) for tail in (ours, theirs))
+        one, other = (_in_order(names, text) for text in texts)
         both = set(one) & set(other)
         return [n for n in one if n in both] != [n for n in other if n in both]
 
@@ -212,6 +215,7 @@ def tool_name(tool: Mapping[str, Any]) -> str:
 
 def where_defined(names: Iterable[str], text: str) -> dict[str, int]:
     """Where a rendered prompt describes each tool: as JSON or, if none is so, as a word."""
+    names = [name for name in names if name in text]  # quick, where a pattern is not
     for form in (r'"name"\s*:\s*"{}"', r"(?<!\w){}(?!\w)"):
         searched = {name: re.search(form.format(re.escape(name)), text) for name in names}
         if found := {name: match.start() for name, match in searched.items() if match}:

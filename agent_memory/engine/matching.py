@@ -72,9 +72,14 @@ class Matching:
     def _closest(self, parent: BlockHash, rest: bytes) -> tuple[Block, int] | None:
         """The child of `parent` sharing most leading tokens with `rest`; in RAM rather than not."""
         best: tuple[Block, int] | None = None
+        count = 0
         for block in (*self._pool.children(parent), *self._store.children(parent)):
-            count = 0 if block.is_checkpoint else common_tokens(block.tokens, rest)
-            if count > (best[1] if best else 0):
+            if 4 * count == len(rest):
+                break
+            # Of very many conversations few share more than the best so far: only these are laid
+            # beside it.
+            if block.tokens.startswith(rest[: 4 * (count + 1)]) and not block.is_checkpoint:
+                count = common_tokens(block.tokens, rest)
                 best = block, count
         return best
 

@@ -35,6 +35,7 @@ from agent_memory.kvcache.states import States
 from agent_memory.metrics import Metrics
 from agent_memory.request import Compared, Finding
 from agent_memory.store.block_store import BlockStore
+from agent_memory.store.heads import num_tokens
 
 log = structlog.get_logger(__name__)
 
@@ -278,6 +279,7 @@ class Memory:
         block = self._block(seq, num_tokens)
         if self._matching.find(block) is None:
             self.pool.put(block, seq.kv.copy_out(seq.num_committed, num_tokens))
+            seq.passed.append(block)
 
     def park(self, seq: Sequence) -> None:
         """Everything that was computed, as far as the pool has room."""
@@ -289,24 +291,29 @@ class Memory:
 
     def commit_turn(self, seq: Sequence) -> None:
         """At the end of a turn, however it ended: everything that was computed, and whose it is."""
-        self.park(seq)
-        left_out = seq.num_kept - seq.num_committed
-        self.metrics.commits_skipped.inc(-(-left_out // BLOCK_TOKENS))
-        self.witness.left_out(seq.end, seq.tokens[seq.num_committed : seq.num_kept])
-        if not seq.chain:
+        if seq.kv is not None:
+            self.park(seq)
+            left_out = seq.num_kept - seq.num_committed
+            self.metrics.commits_skipped.inc(-(-left_out // BLOCK_TOKENS))
+            self.witness.left_out(seq.end, seq.tokens[seq.num_committed : seq.num_kept])
+            self._bring_back(seq)
+            for block in seq.chain:
+                self._persist(seq, block)
+            self.pool.use(seq.chain)
+        self.own(seq)
+
+    def own(self, seq: Sequence) -> None:
+        """What was committed of it is its agent's, and goes with it."""
+        agent_id, kept = seq.request.agent, tuple(seq.chain or seq.before)
+        if agent_id is None or not kept:
             return
-        self._bring_back(seq)
-        for block in seq.chain:
-            self._persist(seq, block)
-        self.pool.use(seq.chain)
-        if seq.request.agent is not None:
-            self.witness.saw(seq.request.agent, seq.chain)
-            turn = seq.num_prompt, seq.num_kept
-            points = self._matching.checkpoints_of(seq.chain, seq.checkpoints)
-            for old in self.store.record(
-                seq.request.agent, self.spec.fingerprint, tuple(seq.chain), turn, points
-            ):
-                self.pool.drop(old.hash)
+        self.witness.saw(agent_id, kept)
+        turn = seq.num_prompt, seq.num_kept or num_tokens(kept)
+        points = self._matching.checkpoints_of(kept, seq.checkpoints)
+        for old in self.store.record(
+            agent_id, self.spec.fingerprint, kept, turn, points, seq.passed
+        ):
+            self.pool.drop(old.hash)
 
     def _bring_back(self, seq: Sequence) -> None:
         """Blocks that have gone since they were restored or committed, with another agent that

@@ -96,6 +96,8 @@ class Sequence:
         self.in_flight = 0
         self.kv: SequenceKV | None = None
         self.chain: list[Block] = []
+        self.before: list[Block] = []  # the chain it had when it was last rewound
+        self.passed: list[Block] = []  # partial blocks on its way, of no use at its end
         self.checkpoints: list[Block] = []  # of its own, and the one it went on from
         # Where others can go on from: before the answer's beginning, which the next prompt may
         # have otherwise, and where the prompts of those end that wait for this one.
@@ -207,6 +209,8 @@ class Sequence:
         self.move(State.WAITING)
         self.in_flight = 0
         self.kv = None
+        self.before = self.chain or self.before
+        self.passed += [block for block in self.chain[-1:] if not block.full]
         self.chain = []
 
     def check(self) -> None:

@@ -331,11 +331,10 @@ class StepLoop:
         self._emit(seq, Finished(reason, seq.num_generated, seq.stop.hit))
         self._mailbox.flush()
         self._leave(seq, reason)
-        if seq.kv is not None:
-            try:
-                self.memory.commit_turn(seq)
-            except Exception:
-                log.exception("commit_failed", request_id=seq.request.id)
+        try:
+            self.memory.commit_turn(seq)
+        except Exception:
+            log.exception("commit_failed", request_id=seq.request.id)
         seq.kv = None
 
     def _leave(self, seq: Sequence, reason: str) -> None:
@@ -377,6 +376,10 @@ class StepLoop:
         self._emit(seq, Failed(error or unexplained))
         self._leave(seq, "failed")
         seq.kv = None
+        try:
+            self.memory.own(seq)
+        except Exception:
+            log.exception("commit_failed", request_id=seq.request.id)
 
     def _emit(self, seq: Sequence, event: Event) -> None:
         self._mailbox.emit(seq.stream, event)

@@ -28,7 +28,7 @@ from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.store.agents import Agent
 from agent_memory.store.block_store import BlockStore
 from agent_memory.store.files import Bytes
-from agent_memory.store.format import BlockFile, Rejected, decode, encode, identify
+from agent_memory.store.format import BlockFile, Rejected, decode, encode, identify, most_file_bytes
 from agent_memory.store.heads import Chain, Head, positions
 from agent_memory.store.held import HeldFile
 from agent_memory.tenants import outside, tenant_of
@@ -290,8 +290,10 @@ def _ignored(_block: Block, _payload: Bytes | None) -> None:
 
 def proven(file: BinaryIO, model: Model) -> Iterator[tuple[BlockFile, Bytes]]:
     """(block, payload) of each block in the file.  Raises BadRequest at the first doubtful one."""
-    reader = ArchiveReader(file)
+    reader, most_bytes = ArchiveReader(file), most_file_bytes(model.spec)
     for expected in reader.manifest.blocks:
+        if expected.file_bytes > most_bytes:  # it would be read into memory
+            raise archive.damaged("a block is larger than any of this model")
         raw = np.frombuffer(reader.block(expected), np.uint8)
         try:
             found = identify(raw)

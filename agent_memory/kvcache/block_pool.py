@@ -12,7 +12,7 @@ The limit is the budget, or less while others need the memory.  It may be set be
 then nothing is put until that is gone.
 
 Invariants: num_bytes is the sum of the payloads and at most the budget; `children` mirrors the
-blocks' parents exactly.
+blocks' parents exactly; a block was used no later than what it builds on.
 """
 
 from collections import OrderedDict
@@ -39,6 +39,7 @@ class BlockPool:
         self.num_bytes = 0
         self._slots: OrderedDict[BlockHash, Slot] = OrderedDict()  # least recently used first
         self._children: dict[BlockHash, set[BlockHash]] = {}
+        self._held: set[BlockHash] = set()
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -82,14 +83,17 @@ class BlockPool:
     def hold(self, block_hash: BlockHash) -> np.ndarray:
         slot = self._slots[block_hash]
         slot.ref_count += 1
+        self._held.add(block_hash)
         return slot.payload
 
     def release(self, block_hash: BlockHash) -> None:
         slot = self._slots[block_hash]
         assert slot.ref_count > 0
         slot.ref_count -= 1
-        if slot.doomed and slot.ref_count == 0:
-            self._remove(slot)
+        if slot.ref_count == 0:
+            self._held.remove(block_hash)
+            if slot.doomed:
+                self._remove(slot)
 
     def drop(self, block_hash: BlockHash) -> None:
         """Forget a block: at once if it is idle, else as soon as nobody holds it."""
@@ -101,7 +105,8 @@ class BlockPool:
 
     def clear(self) -> int:
         """Forget every block, at the end of the process; returns how many were still held."""
-        held = sum(slot.ref_count > 0 for slot in self._slots.values())
+        held = len(self._held)
+        self._held.clear()
         self._slots.clear()
         self._children.clear()
         self.num_bytes = 0
@@ -125,8 +130,14 @@ class BlockPool:
 
     @property
     def idle_bytes(self) -> int:
-        """How much could be evicted now."""
-        return sum(slot.payload.nbytes for slot in self._victims(self.num_bytes))
+        """How much could be evicted now: all but what is held, and what that builds on."""
+        stays: dict[BlockHash, int] = {}
+        for block_hash in self._held:
+            slot = self._slots.get(block_hash)
+            while slot and slot.block.hash not in stays:
+                stays[slot.block.hash] = slot.payload.nbytes
+                slot = self._slots.get(slot.block.parent)
+        return self.num_bytes - sum(stays.values())
 
     def _victims(self, nbytes: int) -> list[Slot]:
         """Who goes to free so many bytes, children first; all that may go if that is too few."""
@@ -157,3 +168,4 @@ class BlockPool:
             assert slot.block.hash == block_hash and slot.ref_count >= slot.doomed
             assert block_hash in self._children[slot.block.parent]
         assert sum(map(len, self._children.values())) == len(self._slots)
+        assert self._held == {h for h, slot in self._slots.items() if slot.ref_count}

@@ -20,7 +20,7 @@ from agent_memory.engine.agent_views import AgentView, HeadView
 from agent_memory.engine.archive import MEDIA_TYPE
 from agent_memory.engine.engine import Engine
 from agent_memory.engine.transfer import Export
-from agent_memory.errors import BadRequest, EngineFailed, NotFound
+from agent_memory.errors import BadRequest, EngineFailed, NotFound, Unavailable
 from agent_memory.keys import Caller
 from agent_memory.server import body, upload
 from agent_memory.server.body import Fields
@@ -141,6 +141,9 @@ async def remove(request: Request) -> Response:
     except NotFound:
         if not await responses.forget_agent(outside(agent_id)):
             raise
+    except Unavailable:  # it is forgotten: who asks again may hear that there is no such agent
+        await responses.forget_agent(outside(agent_id))
+        raise
     else:
         await responses.forget_agent(outside(agent_id))
     return Response(status_code=204)

@@ -160,11 +160,13 @@ class Agents:
         last_used: float,
         turn: Turn | None = None,
         checkpoints: Chain = (),
+        passed: Chain = (),
     ) -> Changed:
         """The agent's newest head is `chain`, or the head that already goes further.
 
         Its turns are those that lie in what it shares with a head, and then `turn`.  It has just
-        the checkpoints given that lie in it; one that goes further also keeps its own.
+        the checkpoints given that lie in it; one that goes further also keeps its own.  `passed`:
+        blocks that may be loose now, each the last after its parent.
         """
         with self._lock:
             own = self._heads(agent_id, fingerprint)
@@ -177,7 +179,7 @@ class Agents:
                 turns = _turns_continued(head, own) + ((turn,) if turn else ())
                 head = replace(head, turns=turns_within(turns, head.num_tokens))
             head = head.with_checkpoints(kept + checkpoints)
-            return self._enter(agent_id, head, pieces(chain, checkpoints))
+            return self._enter(agent_id, head, pieces(chain, checkpoints + passed))
 
     def adopt(
         self,

@@ -29,6 +29,7 @@ from agent_memory.store.state_dir import StateDir
 from agent_memory.store.writer import Writer
 
 DEFAULT_LIMITS = Limits()
+WIPE_AGAIN_S = 0.1
 
 
 class BlockStore:
@@ -146,17 +147,20 @@ class BlockStore:
         chain: Sequence[Block],
         turn: Turn | None = None,
         checkpoints: Sequence[Block] = (),
+        passed: Sequence[Block] = (),
     ) -> Chain:
         """`chain` is what the agent now has in mind; its blocks were put before.
 
         `turn`: (end of the prompt, end of the answer).  `checkpoints`: all of this conversation
-        that are to be kept, put before too.  Returns the blocks and checkpoints that are now
-        nobody's and of no use.  The store has let go of them.
+        that are to be kept, put before too.  `passed`: blocks put on the way that are of no use
+        now.  Returns the blocks and checkpoints that are now nobody's and of no use.  The store has
+        let go of them.
         """
         _check_name(agent_id)
         with self._verbs:
             changed = self.agents.record(
-                *(agent_id, fingerprint, tuple(chain), time.time(), turn, tuple(checkpoints))
+                *(agent_id, fingerprint, tuple(chain), time.time(), turn, tuple(checkpoints)),
+                passed=tuple(passed),
             )
             let_go = self._save(changed)
         self._note_evicted(let_go, chain)
@@ -223,7 +227,7 @@ class BlockStore:
     def remove(self, agent_id: str) -> set[BlockHash]:
         """Every block and checkpoint that was this agent's alone; the store has let go of them.
 
-        Raises NotFound.  After a `flush` no file, row or piece of the log tells of them.
+        Raises NotFound.  Once it is `wiped` no file, row or piece of the log tells of them.
         """
         with self._verbs:
             changed = self.agents.remove(agent_id)
@@ -272,6 +276,16 @@ class BlockStore:
     def flush(self, timeout_s: float) -> bool:
         """Whether everything asked for before is settled in time."""
         return self._writer.flush(timeout_s)
+
+    def wiped(self, timeout_s: float) -> bool:
+        """Whether in time nothing is left of what was removed before, in files, rows and the log.
+        Who is in the way is waited for."""
+        deadline = time.monotonic() + timeout_s
+        while self._writer.flush(max(0.0, deadline - time.monotonic())):
+            if not self._writer.owes:
+                return True
+            time.sleep(WIPE_AGAIN_S)
+        return False
 
     def close(self, timeout_s: float) -> bool:
         """Settle everything and end the threads; again does no harm.  False if not in time."""

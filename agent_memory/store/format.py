@@ -70,6 +70,13 @@ def full_file_bytes(spec: KVSpec) -> int:
     return size_of_file(Block.of(spec.fingerprint, bytes(4 * BLOCK_TOKENS)), spec)
 
 
+def most_file_bytes(spec: KVSpec) -> int:
+    """No file of this model, of a block or a checkpoint, is larger."""
+    tokens = bytes(4 * (BLOCK_TOKENS - 1))
+    checkpoint = Block.checkpoint_after(spec.fingerprint, tokens) if spec.states else None
+    return max(full_file_bytes(spec), size_of_file(checkpoint, spec) if checkpoint else 0)
+
+
 def decode(raw: Bytes, file: BlockFile, spec: KVSpec) -> Bytes:
     """The payload in `raw`, the whole file: a view of it.  Raises Rejected on any difference."""
     block = file.block

@@ -23,6 +23,14 @@ Statement = tuple[str, tuple[bytes | str | int | float, ...]]
 _BUSY_S = 0.25  # nobody else writes here, unless a person looks with a tool of theirs
 _LOOK_BUSY_S = 5.0
 _TOKENS_BYTES = range(0, 4 * BLOCK_TOKENS + 1, 4)
+_NOT_THE_FILES = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
 _CLOCKS = range(1 << 62)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS blocks (
@@ -157,6 +165,22 @@ class Index:
 
     def close(self) -> None:
         self._db.close()
+
+
+def is_in_use(error: Exception) -> bool:
+    return _kind(error) == sqlite3.SQLITE_BUSY
+
+
+def may_be_good(error: Exception) -> bool:
+    """The file could not be read or written just now, which says nothing of what is in it: the disk
+    is full, no more files can be opened, another program is at work there."""
+    return _kind(error) in _NOT_THE_FILES
+
+
+def _kind(error: Exception) -> int:
+    """SQLite's code without what is finer."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
 
 
 def put_block(file: BlockFile, used: int) -> Statement:

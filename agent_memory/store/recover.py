@@ -100,14 +100,17 @@ def _sweep(state: StateDir, metrics: Metrics) -> None:
 
 
 def _open_index(state: StateDir) -> tuple[Index, Found]:
-    """The index and all its rows.  A damaged one is moved aside and begun anew, empty."""
+    """The index and all its rows.  A damaged one is moved aside and begun anew, empty.  Raises
+    StateDirError or sqlite3.Error when it cannot be known whether it is damaged."""
     try:
         return _read_index(state)
     except (sqlite3.DatabaseError, TypeError, ValueError) as error:  # what odd bytes lead to
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+        if rows.is_in_use(error):
             raise StateDirError(
                 f"{state.index} is locked by another program. Close that program and start again."
             ) from error
+        if rows.may_be_good(error):
+            raise
         log.warning("index_rebuilt", reason=str(error))
     for path in state.store_paths():
         if path.name.startswith(state.index.name) and path.exists():

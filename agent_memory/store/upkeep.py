@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent_memory.block import BlockHash
-from agent_memory.errors import NotFound
+from agent_memory.errors import NotFound, StateDirError
 from agent_memory.metrics import Metrics
 from agent_memory.store import index as rows
 from agent_memory.store.block_store import BlockStore
@@ -77,7 +77,7 @@ def collect(state: StateDir, *, dry_run: bool) -> Collected:
 
 def rebuild(state: StateDir) -> Amount:
     """Make the index anew from the files, every one of them read and proven; whose they are is
-    taken over from the old index as far as that can be read."""
+    taken over from the old index as far as that can be read.  Raises StateDirError."""
     owners = _readable_owners(state)
     for path in state.index_paths():
         if path.exists():
@@ -129,12 +129,20 @@ def _wipe_responses(state: StateDir, agent_id: str) -> list[int]:
 
 
 def _readable_owners(state: StateDir) -> list[rows.Statement]:
-    """The old index's agents and heads as they are, none if it is damaged."""
+    """The old index's agents and heads as they are, none if it is damaged or not there."""
+    if not state.index.exists():
+        return []
     try:
         with closing(Index.read_only(state.index)) as index:
             read_rows(index)  # what this refuses would be refused again
             return list(index.copy_of_owners())
-    except (sqlite3.Error, OSError, TypeError, ValueError):
+    except (sqlite3.Error, OSError, TypeError, ValueError) as error:
+        if rows.may_be_good(error):
+            raise StateDirError(
+                f"{state.index} cannot be read now: {error}. Free some space there, close what "
+                "else has it open, and try again. Only it says whose the files are; to do without, "
+                "move it away."
+            ) from error
         return []
 
 

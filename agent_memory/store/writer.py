@@ -14,7 +14,7 @@ put right:
     5  the catalog, then the callbacks, then the barriers
 
 If the transaction fails, blocks count as not written; agents and deletions are tried again with the
-next batch.
+next batch, or after IDLE_S.
 """
 
 import sqlite3
@@ -100,6 +100,11 @@ class Writer:
                 return True
         return False
 
+    @property
+    def owes(self) -> bool:
+        """Whether what could not be done waits to be done again.  Ask after a flush."""
+        return bool(self._owed) or self._to_wipe
+
     def flush(self, timeout_s: float) -> bool:
         reached = Event()
         return self.submit(Barrier(reached)) and reached.wait(timeout_s)
@@ -118,7 +123,8 @@ class Writer:
 
     def _next_batch(self) -> list[Job]:
         try:
-            batch, num_blocks = [self._queue.get(timeout=self._wait_s)], 0
+            wait_s = IDLE_S if self.owes else self._wait_s
+            batch, num_blocks = [self._queue.get(timeout=wait_s)], 0
         except Empty:
             more = self._idle(self._budget.days.before(SCRUB_DAYS))
             self._wait_s = IDLE_S if more else REST_S
@@ -155,6 +161,7 @@ class Writer:
 
     def _persist(self, jobs: list[Job]) -> Written:
         """What is on disk and committed.  Raises if nothing of the batch could be committed."""
+        self._to_wipe |= any(isinstance(job, RemoveAgent) and job.wipe for job in jobs)
         dropped = [
             rows.drop_block(job.file.block.hash)
             for job in jobs
@@ -175,7 +182,6 @@ class Writer:
             reads = [rows.set_read(*read) for read in self._catalog.take_reads()]
             self._index.commit(statements + reads)
         self._removed = self._files.remove(doomed)
-        self._to_wipe |= any(isinstance(job, RemoveAgent) and job.wipe for job in jobs)
         if self._to_wipe:
             self._to_wipe = not self._wipe()
         self._metrics.blocks_written.inc(len(written))

@@ -1,15 +1,17 @@
 """Verbs where the engine thread has a say: who is computing meanwhile, and what is in RAM."""
 
 import io
-from contextlib import aclosing
+import sqlite3
+from contextlib import aclosing, closing
 from pathlib import Path
 
 import pytest
 
+from agent_memory.engine import agent_verbs
 from agent_memory.engine.agent_views import HeadView
 from agent_memory.engine.archive import ArchiveReader
 from agent_memory.engine.engine import Engine
-from agent_memory.errors import Conflict, NotFound
+from agent_memory.errors import Conflict, NotFound, Unavailable
 from agent_memory.request import Finished, GenerateRequest, Started
 from tests.engine.test_engine import FACTS, GREEDY, ask, running, tokenized
 
@@ -62,6 +64,25 @@ async def test_an_agent_that_is_being_answered_stays(tmp_path: Path) -> None:
         with pytest.raises(NotFound):
             await engine.agents.remove("ann")
         assert removed == ["ann"]
+
+
+async def test_a_removal_is_answered_when_it_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then a crash would bring the agent back.  In RAM it is forgotten at once."""
+    monkeypatch.setattr(agent_verbs, "FLUSH_S", 1.0)
+    async with running(tmp_path) as engine:
+        await ask(engine, FACTS, "ann")
+        await settled(engine, "ann")
+        removed: list[str] = []
+        engine.agents.on_removed.append(removed.append)
+        with closing(sqlite3.connect(tmp_path / "state" / "index.db")) as db:
+            db.execute("BEGIN IMMEDIATE")
+            with pytest.raises(Unavailable, match="not deleted yet"):
+                await engine.agents.remove("ann")
+            db.rollback()
+        assert removed == ["ann"]
+        assert engine._store.wiped(10)
 
 
 async def test_warming_brings_what_is_on_disk_to_ram(tmp_path: Path) -> None:

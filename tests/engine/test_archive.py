@@ -98,6 +98,7 @@ BLOCKS = manifest().blocks
     [
         {"heads": ()},
         {"heads": manifest().heads * 5},
+        {"heads": (*manifest().heads, ArchivedHead(0, (), ()))},
         {"heads": (ArchivedHead(600, (), (*HASHES[:2], HASHES[1])),)},
         {"heads": (ArchivedHead(600, (), tuple(HASHES), (BlockHash(bytes(32)),)),)},
         {"heads": (ArchivedHead(769, (), tuple(HASHES)),)},

@@ -1,17 +1,19 @@
 """The likely cause of a miss, by name: seeded in the real engine, and alone."""
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from agent_memory import failpoint
 from agent_memory.block import Loss, common_tokens, token_bytes
 from agent_memory.engine.engine import Engine
-from agent_memory.engine.explain import Asked, Cause, cause_of
+from agent_memory.engine.explain import BEFORE, Asked, Cause, cause_of
 from agent_memory.engine.witness import SHOWN_TOKENS
+from agent_memory.model.tokenizer import ChatTokenizer
 from agent_memory.request import Compared, Conversation, Finding
 from tests.conftest import builtin_model, ordinary_text
 from tests.engine.talks import TALKS, TOOLS, Talk, tool
@@ -234,6 +236,26 @@ def test_tools_named_in_talk_are_not_reordered(talk: Talk) -> None:
     one = talk.but(user='First "name": "read", then "name": "write".')
     other = talk.but(user='First "name": "write", then "name": "read".')
     assert named(one.answered(), other.second(), other) is Cause.PROMPT_CHANGED
+
+
+def test_a_long_prompt_with_tools_is_read_near_the_parting_only() -> None:
+    """On the event loop: to decode all of it and look for each tool there took two seconds."""
+    real, read = builtin_model(None).tokenizer, list[int]()
+
+    class Counting:
+        special = real.special
+
+        def decode(self, tokens: Sequence[int]) -> str:
+            read.append(len(tokens))
+            return real.decode(tokens)
+
+    tokens = tuple(real.encode(ordinary_text()[:100_000]))
+    said = Conversation([{"role": "user", "content": "Go on."}], TOOLS)
+    remembered = token_bytes(tokens[:SHOWN_TOKENS])
+    compared = Compared(len(tokens) - 2000, Finding.OWN, remembered)
+    tokenizer = cast(ChatTokenizer, Counting())
+    assert cause_of(Asked("ann", tokens, said), compared, tokenizer) is Cause.PROMPT_CHANGED
+    assert max(read) <= BEFORE + SHOWN_TOKENS < len(tokens) // 2
 
 
 @talks

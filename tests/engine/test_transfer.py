@@ -22,7 +22,7 @@ from agent_memory.errors import BadRequest
 from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.store.files import Bytes
-from agent_memory.store.format import encode
+from agent_memory.store.format import encode, most_file_bytes
 from agent_memory.tenants import inside
 from tests.store.conftest import CheckpointAt, Opener, PayloadOf
 
@@ -308,6 +308,24 @@ def test_tokens_that_the_model_does_not_know_are_refused(
     checkpoint = Block.checkpoint_after(blocks[0].hash, token_bytes([1, token]))
     raw = made(model, payload_of, (blocks, [checkpoint]))
     is_refused(opener, model, raw, "token ids that the model does not know")
+
+
+def test_a_block_larger_than_any_of_the_model_is_refused_unread(
+    opener: Opener,
+    model: Model,
+    blocks: list[Block],
+    checkpoints: list[Block],
+    payload_of: PayloadOf,
+) -> None:
+    """What is read is held in memory, whoever sent it."""
+    opener.open()
+    most = most_file_bytes(model.spec)
+    whole = ArchiveReader(io.BytesIO(made(model, payload_of, (blocks, checkpoints)))).manifest
+    assert max(block.file_bytes for block in whole.blocks) <= most
+    large = ArchivedBlock(blocks[0].hash, most + 1, bytes(16))
+    head = ArchivedHead(256, (), hashes(blocks[:1]))
+    manifest = replace(whole, heads=(head,), blocks=(large,))
+    is_refused(opener, model, manifest.head(), "larger than any of this model")
 
 
 def test_a_damaged_checkpoint_is_refused_and_nothing_is_kept(

@@ -138,6 +138,9 @@ class PoolWalk(RuleBasedStateMachine):
             below = {b for b in self.held if b.parent == block.hash and b not in self.doomed}
             assert set(self.pool.children(block.hash)) == below
         assert self.pool.num_bytes == sum(PAYLOADS[b].nbytes for b in self.held) <= BUDGET
+        idle = sum(PAYLOADS[b].nbytes for b in self.held if not self.needed(b))
+        could_go = self.pool._victims(self.pool.num_bytes)
+        assert self.pool.idle_bytes == idle == sum(slot.payload.nbytes for slot in could_go)
 
 
 TestPoolWalk = pytest.mark.requirement("B-21")(PoolWalk.TestCase)

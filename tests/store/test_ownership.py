@@ -2,6 +2,7 @@
 
 import random
 import sqlite3
+import time
 from contextlib import closing
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from agent_memory.block import Block, BlockHash, chain, root_of
 from agent_memory.errors import Conflict
 from agent_memory.kv_spec import KVSpec
-from agent_memory.store import upkeep
+from agent_memory.store import upkeep, writer
 from agent_memory.store.state_dir import StateDir
 from agent_memory.tenants import inside
 from tests.marks import first_is_fast
@@ -124,6 +125,26 @@ def test_traces_go_even_if_somebody_was_reading_the_index(
         assert store.flush(5)
         db.rollback()
     assert store.flush(5)
+    assert no_trace(opener, [b"Agnes", blocks[0].hash])
+
+
+@pytest.mark.requirement("S-24")
+def test_a_removal_that_could_not_be_written_is_not_done_and_tried_again_soon(
+    monkeypatch: pytest.MonkeyPatch, opener: Opener, blocks: list[Block]
+) -> None:
+    monkeypatch.setattr(writer, "IDLE_S", 0.05)
+    store = opener.open()
+    remember(opener, "Agnes", blocks)
+    assert store.wiped(5)
+    time.sleep(0.5)  # there is nothing to do, and the writer rests
+    with closing(sqlite3.connect(opener.state.index)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        store.remove("Agnes")
+        assert not store.wiped(0.5)
+        db.rollback()
+    deadline = time.monotonic() + 10
+    while store._writer.owes and time.monotonic() < deadline:
+        time.sleep(0.05)  # nobody asks the store anything
     assert no_trace(opener, [b"Agnes", blocks[0].hash])
 
 

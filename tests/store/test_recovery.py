@@ -2,13 +2,14 @@
 
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -17,7 +18,9 @@ import pytest
 from agent_memory.block import Block, BlockHash, chain
 from agent_memory.errors import StateDirError
 from agent_memory.kv_spec import KVSpec, LayerGroup, TensorFormat
+from agent_memory.store import upkeep
 from agent_memory.store.files import Bytes
+from agent_memory.store.state_dir import StateDir
 from tests.store.conftest import Opener
 
 
@@ -120,6 +123,33 @@ def test_an_index_in_use_is_left_alone(opener: Opener, blocks: list[Block]) -> N
         db.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StateDirError, match="locked by another program"):
             opener.open()
+    opener.open()
+    assert head(opener) == tuple(blocks)
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """As on a full disk: no file of this process grows beyond a few pages."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def rebuild(opener: Opener) -> None:
+    upkeep.rebuild(StateDir.unlocked(opener.path))
+
+
+@pytest.mark.parametrize("start", [Opener.open, rebuild])
+def test_an_index_that_cannot_be_opened_for_want_of_room_is_left_alone(
+    opener: Opener, blocks: list[Block], start: Callable[[Opener], object]
+) -> None:
+    """It is good: once there is room again agents have what they had."""
+    with no_room(), pytest.raises(StateDirError, match="Free some space"):
+        start(opener)
+    assert not list((opener.path / "quarantine").iterdir())
     opener.open()
     assert head(opener) == tuple(blocks)
 
