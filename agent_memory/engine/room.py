@@ -34,8 +34,12 @@ class Cost:
     def tail(self, num_tokens: int) -> int:
         return self.sequence_bytes + in_blocks(num_tokens) * self.token_bytes
 
+    def run_and_tail(self, num_tokens: int) -> int:
+        """Of so many tokens in both, the tail's already in whole blocks."""
+        return self.sequence_bytes + num_tokens * self.token_bytes
+
     def most_tokens(self, budget_bytes: int) -> int:
-        """That one sequence can have when it is alone; a block goes to rounding run and tail."""
+        """That one sequence can have when it is alone; a block goes to rounding its tail."""
         per_token = max(1, self.token_bytes + self.context_bytes)
         return max(0, (budget_bytes - self.sequence_bytes) // per_token - in_blocks(1))
 
@@ -89,7 +93,7 @@ class Room:
         context = self._context_bytes(seq.reserve)
         nbytes = self._cost.tail(seq.reserve + in_blocks(1)) + context
         if nbytes > self.ledger.free_bytes:
-            nbytes = self._cost.tail(self._needs(seq)) + context
+            nbytes = self._cost.run_and_tail(self._needs(seq)) + context
         admitted = self._make(nbytes, seq, slot=self._scheduler.full)
         self._refused = None if admitted else (seq, available)
         return admitted

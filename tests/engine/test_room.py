@@ -1,8 +1,9 @@
 """Making room takes from the pool what is needed, and nothing else."""
 
 import numpy as np
+import pytest
 
-from agent_memory.block import chain
+from agent_memory.block import chain, in_blocks
 from agent_memory.engine.ledger import Ledger
 from agent_memory.engine.room import Cost, Room
 from agent_memory.engine.scheduler import Scheduler
@@ -31,3 +32,22 @@ def test_who_is_admitted_leaves_the_pool_what_nobody_needs() -> None:
     assert scheduler.admit(lambda _: 0, room.admits) is seq
     assert pool.put(second, np.zeros(100 * KB, np.uint8))
     assert first.hash in pool and pool.num_bytes == 200 * KB
+
+
+@pytest.mark.parametrize("remembered", [0, 65, 256, 257, 511, 1000])
+def test_who_fits_alone_begins_whatever_of_it_is_remembered(remembered: int) -> None:
+    """Else it would wait for ever, and everybody behind it."""
+    cost = Cost(token_bytes=100, sequence_bytes=1000, context_bytes=2)
+    scheduler = Scheduler(256, 8)
+    room = Room(
+        Ledger(1000 + 102 * (2000 + 256), {}),
+        cost,
+        scheduler,
+        BlockPool(1 << 20),
+        needs=lambda seq: in_blocks(seq.reserve - remembered) + remembered,
+        runs=lambda: 0,
+        preempt=lambda _seq: None,
+    )
+    assert cost.most_tokens(room.ledger.spare_bytes) == 2000
+    scheduler.add(seq := sequence(1900, max_new=100))
+    assert scheduler.admit(lambda _: 0, room.admits) is seq
