@@ -133,6 +133,8 @@ class Room:
         have = seq.kv.room
         left = in_blocks(max(1, seq.max_new - seq.num_generated))
         for more in (min(in_blocks(have // 4 + 1), left), in_blocks(1)):
+            if seq.state is not State.RUNNING:
+                break  # it ended with the step that was settled to send others back
             new_length = seq.kv.length + more
             if seq.kv.length < self._most_tokens and self._make(
                 more * self._cost.token_bytes + self._context_bytes(new_length), seq

@@ -7,8 +7,9 @@ from agent_memory.block import chain, in_blocks
 from agent_memory.engine.ledger import Ledger
 from agent_memory.engine.room import Cost, Room
 from agent_memory.engine.scheduler import Scheduler
+from agent_memory.engine.sequence import Sequence, State
 from agent_memory.kvcache.block_pool import BlockPool
-from tests.engine.test_scheduler import SPEC, sequence
+from tests.engine.test_scheduler import BACKGROUND, SPEC, of_agent, run, sequence
 
 KB = 1 << 10
 
@@ -51,3 +52,42 @@ def test_who_fits_alone_begins_whatever_of_it_is_remembered(remembered: int) -> 
     assert cost.most_tokens(room.ledger.spare_bytes) == 2000
     scheduler.add(seq := sequence(1900, max_new=100))
     assert scheduler.admit(lambda _: 0, room.admits) is seq
+
+
+def test_one_that_ends_while_others_make_room_for_it_needs_none() -> None:
+    """And what these have left in the pool, until it is written, may be as much as they gave."""
+    scheduler, pool = Scheduler(256, 8), BlockPool(1 << 20)
+
+    def preempt(yielding: Sequence) -> None:
+        """The step under way is settled for it: that was the last of the growing one."""
+        for seq in (yielding, growing):
+            room.release(seq)
+        growing.move(State.FINISHED)
+        growing.kv = None
+        yielding.rewind()
+        scheduler.readmit(yielding)
+        assert pool.put(block, np.zeros(80_000, np.uint8))
+        pool.hold(block.hash)
+
+    room = Room(
+        Ledger(200_000, {}),
+        Cost(token_bytes=100, sequence_bytes=0, context_bytes=0),
+        *(scheduler, pool),
+        needs=lambda seq: len(seq.tokens),
+        runs=lambda: 0,
+        preempt=preempt,
+    )
+    [block] = chain(SPEC.fingerprint, range(10))
+    growing, yielding = of_agent("a", 256), of_agent("b", 256, BACKGROUND)
+    for seq in (growing, yielding):
+        scheduler.add(seq)
+        assert scheduler.admit(lambda _: 0, lambda _: True) is seq
+        run(seq)
+    assert growing.kv is not None
+    growing.kv.grow_to(256)
+    growing.kv.length = 256
+    growing.in_flight = 1
+    for holder, nbytes in ((growing, 25_600), (yielding, 25_600), ("others", 145_000)):
+        room.ledger.hold(holder, nbytes)
+    assert growing in room.short()
+    assert not room.grow(growing)
