@@ -87,7 +87,9 @@ class Room:
         if self.is_too_long(seq):
             return True  # only to end
         self.measure()
+        yielding = self._scheduler.yielding_to(seq)
         available = self.ledger.free_bytes + self._pool.idle_bytes
+        available += sum(self.ledger.held_by(other) for other in yielding)
         if self._refused and self._refused[0] is seq and available <= self._refused[1]:
             return False
         context = self._context_bytes(seq.reserve)

@@ -91,3 +91,32 @@ def test_one_that_ends_while_others_make_room_for_it_needs_none() -> None:
         room.ledger.hold(holder, nbytes)
     assert growing in room.short()
     assert not room.grow(growing)
+
+
+def test_who_found_no_room_finds_it_as_soon_as_somebody_yields() -> None:
+    """Background work cannot be sent back while it is restored, and can when it runs."""
+    scheduler = Scheduler(256, 8)
+
+    def preempt(seq: Sequence) -> None:
+        seq.rewind()
+        scheduler.readmit(seq)
+        room.release(seq)
+
+    room = Room(
+        Ledger(100_000, {}),
+        Cost(token_bytes=100, sequence_bytes=0, context_bytes=0),
+        *(scheduler, BlockPool(1 << 20)),
+        needs=lambda seq: in_blocks(seq.reserve),
+        runs=lambda: 0,
+        preempt=preempt,
+    )
+    night, day = of_agent("night", 300, BACKGROUND), of_agent("day", 300)
+    scheduler.add(night)
+    assert scheduler.admit(lambda _: 0, room.admits) is night
+    room.hold(night, 512)
+    night.move(State.RESTORING)
+    scheduler.add(day)
+    assert scheduler.admit(lambda _: 0, room.admits) is None
+    night.move(State.RUNNING)
+    assert scheduler.admit(lambda _: 0, room.admits) is day
+    assert night.state is State.WAITING
