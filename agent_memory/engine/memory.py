@@ -263,6 +263,8 @@ class Memory:
         """Blocks that have filled, and positions that were marked, since the last call."""
         while seq.num_kept - seq.num_committed >= BLOCK_TOKENS:
             if not self._commit(seq, seq.num_committed + BLOCK_TOKENS):
+                assert seq.kv is not None
+                seq.kv.release(seq.num_kept - 2 * BLOCK_TOKENS)  # windows cannot wait for room
                 break
         marks = seq.kv.marks if seq.kv else {}
         for position in [p for p in marks if p <= seq.num_kept]:
@@ -327,10 +329,13 @@ class Memory:
                     self.pool.put(block, seq.kv.copy_out(start, end))
 
     def _commit(self, seq: Sequence, end: int) -> bool:
-        """Copy the tokens since the last commit out as one block; False: the pool is full."""
+        """Copy the tokens since the last commit out as one block; False: the pool is full, or it
+        was for so long that windows have dropped some of them."""
         assert seq.kv is not None
         start, block = seq.num_committed, self._block(seq, end)
         if self._matching.find(block) is None:
+            if not seq.kv.has(start, end):
+                return False
             if not self.pool.make_room(self.spec.payload_bytes(end - start)):
                 return False
             self.pool.put(block, seq.kv.copy_out(start, end))

@@ -34,8 +34,12 @@ class Cost:
     def tail(self, num_tokens: int) -> int:
         return self.sequence_bytes + in_blocks(num_tokens) * self.token_bytes
 
+    def run_and_tail(self, num_tokens: int) -> int:
+        """Of so many tokens in both, the tail's already in whole blocks."""
+        return self.sequence_bytes + num_tokens * self.token_bytes
+
     def most_tokens(self, budget_bytes: int) -> int:
-        """That one sequence can have when it is alone; a block goes to rounding run and tail."""
+        """That one sequence can have when it is alone; a block goes to rounding its tail."""
         per_token = max(1, self.token_bytes + self.context_bytes)
         return max(0, (budget_bytes - self.sequence_bytes) // per_token - in_blocks(1))
 
@@ -83,13 +87,15 @@ class Room:
         if self.is_too_long(seq):
             return True  # only to end
         self.measure()
+        yielding = self._scheduler.yielding_to(seq)
         available = self.ledger.free_bytes + self._pool.idle_bytes
+        available += sum(self.ledger.held_by(other) for other in yielding)
         if self._refused and self._refused[0] is seq and available <= self._refused[1]:
             return False
         context = self._context_bytes(seq.reserve)
         nbytes = self._cost.tail(seq.reserve + in_blocks(1)) + context
         if nbytes > self.ledger.free_bytes:
-            nbytes = self._cost.tail(self._needs(seq)) + context
+            nbytes = self._cost.run_and_tail(self._needs(seq)) + context
         admitted = self._make(nbytes, seq, slot=self._scheduler.full)
         self._refused = None if admitted else (seq, available)
         return admitted
@@ -129,6 +135,8 @@ class Room:
         have = seq.kv.room
         left = in_blocks(max(1, seq.max_new - seq.num_generated))
         for more in (min(in_blocks(have // 4 + 1), left), in_blocks(1)):
+            if seq.state is not State.RUNNING:
+                break  # it ended with the step that was settled to send others back
             new_length = seq.kv.length + more
             if seq.kv.length < self._most_tokens and self._make(
                 more * self._cost.token_bytes + self._context_bytes(new_length), seq

@@ -116,7 +116,8 @@ class Scheduler:
     def _waits(self, seq: Sequence, remembered: Callable[[Sequence], int]) -> bool:
         if seq.awaits is None or not seq.awaits.pending:
             shared = self.shared_with(seq)
-            seq.awaits = shared if shared and shared.pending else None
+            later = shared and seq.urgent and not shared.seq.urgent  # it may be passed over
+            seq.awaits = shared if shared and shared.pending and not later else None
             if seq.awaits and seq.awaits.num_tokens - remembered(seq) < MIN_SHARED:
                 seq.awaits = None
             if seq.awaits:

@@ -355,6 +355,9 @@ class StepLoop:
                 self._fail(seq)
             else:
                 seq.alone = True
+        if len(running) == 1:
+            for seq in self.scheduler:  # who was accused with it is cleared
+                seq.accusations = 0
         self._rewind(running)
 
     def _log_failure(self, seqs: list[Sequence], error: Exception) -> None:

@@ -271,6 +271,9 @@ class Switching:
                 self._ready(served)
             except LoadCancelled:
                 served.move(Loaded.UNLOADED)
+            except Unavailable as error:  # the next request tries again
+                log.warning("model_has_no_room", model=served.name, reason=error.message)
+                served.move(Loaded.UNLOADED, error.message)
             except Exception as error:  # what it was to make room for failed already: that is told
                 self.failed(served, error)
 

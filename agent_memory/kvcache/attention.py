@@ -259,7 +259,7 @@ class Rows:
         n, _, _, dim = q.shape
         heads = self.group.kv_heads
         q = q.reshape(n, heads, -1, dim).transpose(1, 0, 2, 3).reshape(1, heads, -1, dim)
-        out, lse = self._over(q, self._unpacked(run.parts[self.layer], q.shape[2]))
+        out, lse = self._over(q, run.parts[self.layer])
         apart = [x.reshape(heads, n, -1, x.shape[-1]).transpose(1, 0, 2, 3) for x in (out, lse)]
         return {row: (apart[0][i : i + 1], apart[1][i : i + 1]) for i, row in enumerate(rows)}
 
@@ -271,6 +271,7 @@ class Rows:
 
     def _over(self, q: mx.array, part: Part) -> Over:
         """With p = softmax(s), max(p) is 1 / sum(exp(s - max(s))): no exp is computed twice."""
+        part = self._unpacked(part, q.shape[2])
         s = scores(q, part.k, self.group.k).astype(mx.float32)
         p = mx.softmax(s, axis=-1)
         lse = mx.max(s, axis=-1, keepdims=True) - mx.log(mx.max(p, axis=-1, keepdims=True))

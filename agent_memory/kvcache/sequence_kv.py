@@ -97,13 +97,14 @@ class SequenceKV:
         return [self.run.parts[layer], *own] if self.run else own
 
     def release(self, position: int) -> None:
-        """What lies before has been copied out: windows may drop it."""
+        """What lies before has been copied out, or will not be: windows may drop it."""
         for tail in self.tails.values():
             tail.released = max(tail.released, position)
 
     def has(self, lo: int, hi: int) -> bool:
         """Whether positions [lo, hi) are all here: no window has dropped any of them."""
-        return all(_covers(self.parts(layer), lo, hi) for layer in self.tails)
+        windows = (layer for layer, tail in self.tails.items() if tail.window is not None)
+        return all(_covers(self.parts(layer), lo, hi) for layer in windows)
 
     def copy_out(self, lo: int, hi: int) -> np.ndarray:
         """The payload of positions [lo, hi): host bytes of their own."""

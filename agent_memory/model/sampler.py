@@ -1,4 +1,4 @@
-"""From logits to the next tokens of a step's rows, with mlx-lm's samplers.
+"""From logits to the next tokens of a step's rows.
 
 Each request draws from its own random sequence, a function of its seed and the position alone, so
 what else is in the batch, a restore or a restart changes nothing.  Engine thread only.
@@ -6,14 +6,19 @@ what else is in the batch, a restore or a restart changes nothing.  Engine threa
     logits  ─►  bias  ─►  penalties  ─►  what is allowed  ─►  temperature and filters  ─►  token
 
 A row that none of it concerns is drawn from the model's own logits, bit for bit.
+
+The filters are those of mlx-lm's samplers, but not compiled: those bake the numbers that a request
+asks for into a kernel, so each number never seen before would stop every stream while one is made,
+for more than a second on a CPU, and all of them would be kept for ever.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.sample_utils import make_sampler
 
 from agent_memory.request import SamplingParams
 
@@ -51,13 +56,36 @@ def draw_for(params: SamplingParams, seed: int, vocab_size: int) -> Callable[[in
     bias = _bias(params)
     if params.temperature < LEAST_TEMPERATURE:
         return lambda _position: Draw(None, 0, bias)
-    sampler = make_sampler(
-        temp=params.temperature,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        top_k=params.top_k if params.top_k < vocab_size else 0,  # all of them: no filter
-    )
+    sampler = partial(_drawn, params=params, vocab_size=vocab_size)
     return lambda position: Draw(sampler, (seed + position * _GOLDEN) % 2**64, bias)
+
+
+def _drawn(logprobs: mx.array, params: SamplingParams, vocab_size: int) -> mx.array:
+    """The filters do not know of the temperature."""
+    if params.top_p < 1:
+        logprobs = _most_likely_up_to(logprobs, params.top_p)
+    if params.min_p > 0:
+        least = mx.max(logprobs, axis=-1, keepdims=True) + math.log(params.min_p)
+        logprobs = _but_for(logprobs < least, logprobs)
+    if 0 < params.top_k < vocab_size:
+        others = mx.argpartition(-logprobs, kth=params.top_k - 1, axis=-1)[..., params.top_k :]
+        logprobs = mx.put_along_axis(logprobs, others, mx.array(-mx.inf), axis=-1)
+    return mx.random.categorical(logprobs * (1 / params.temperature))
+
+
+def _most_likely_up_to(logprobs: mx.array, top_p: float) -> mx.array:
+    """The fewest that have so much of the probability together, and the most likely in any case."""
+    rising = mx.sort(logprobs, axis=-1)
+    probs = mx.exp(rising)
+    above = mx.cumsum(probs, axis=-1, reverse=True, inclusive=False)
+    total = above[..., :1] + probs[..., :1]
+    num_dropped = mx.sum(above >= top_p * total, axis=-1, keepdims=True)
+    last = mx.minimum(num_dropped, logprobs.shape[-1] - 1)
+    return _but_for(logprobs < mx.take_along_axis(rising, last, axis=-1), logprobs)
+
+
+def _but_for(dropped: mx.array, logprobs: mx.array) -> mx.array:
+    return mx.where(dropped, -mx.inf, logprobs)
 
 
 def _bias(params: SamplingParams) -> Shift | None:

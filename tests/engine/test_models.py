@@ -7,12 +7,14 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from structlog.testing import capture_logs
 
+from agent_memory.engine import switching
 from agent_memory.engine.engine import Engine
 from agent_memory.engine.served import Loaded
 from agent_memory.errors import Conflict, NotFound, Unavailable
@@ -366,3 +368,28 @@ async def test_a_context_of_ones_own_is_told_and_kept_to(folders: Path, tmp_path
         with pytest.raises(Exception, match="tokens and the model's context holds 64"):
             await ask(engine, "a", PAGES)
         assert (await ask(engine, "b", PAGES)).text
+
+
+async def test_who_finds_no_room_to_come_back_comes_with_the_next_request(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.save("qwen3", tmp_path / "odd", None, hidden_size=192)
+    facts = json.loads((tmp_path / "odd" / "config.json").read_text())
+    (tmp_path / "odd" / "config.json").write_text(json.dumps({**facts, "hidden_size": 128}))
+    models = [*named(folders, "a"), ModelSource("odd", str(tmp_path / "odd"))]
+    async with running(tmp_path / "state", model=models, pool_bytes=1 << 20) as engine:
+        filler = engine._residents.ledger.spare_bytes - (1 << 20)
+        await engine._on_thread(lambda: engine._residents.ledger.fix("somebody else", filler))
+        with monkeypatch.context() as patched:
+            patched.setattr(switching, "WAIT_S", 0.2)
+            reserve = engine._residents.reserve
+            others = partial(_only, "odd", reserve)
+            patched.setattr(engine._residents, "reserve", others)
+            with pytest.raises(Conflict, match="cannot be loaded"):
+                await engine.models.load("odd")
+        await engine._on_thread(lambda: engine._residents.ledger.close("somebody else"))
+        assert (await ask(engine, "a", "Hello!")).text
+
+
+def _only(chosen: str, reserve: Callable[[str, int], bool], name: str, nbytes: int) -> bool:
+    return name == chosen and reserve(name, nbytes)

@@ -386,3 +386,15 @@ def test_one_whose_beginning_is_being_restored_is_waited_for_as_well() -> None:
     assert scheduler.admit(nothing, room) is None
     first.kv.length = 499
     assert scheduler.admit(lambda _seq: 499, room) is same
+
+
+def test_nobody_waits_for_what_may_be_passed_over() -> None:
+    scheduler = Scheduler(256, 8)
+    asked = [(3000, BACKGROUND), (3001, INTERACTIVE), (3002, BACKGROUND)]
+    night, day, later = (of_prompt((*COMMON, last), priority=p) for last, p in asked)
+    for seq in (night, day):
+        scheduler.add(seq)
+        assert scheduler.admit(nothing, room) is seq
+        run(seq)
+    scheduler.add(later)
+    assert scheduler.admit(nothing, room) is None and later.awaits is not None

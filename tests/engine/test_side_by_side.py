@@ -4,11 +4,13 @@ import asyncio
 from contextlib import aclosing
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
-from agent_memory.request import Delta, Finished, GenerateRequest
+from agent_memory.model.runner import Job, Runner
+from agent_memory.request import Delta, Failed, Finished, FinishReason, GenerateRequest
 from tests.conftest import ordinary_text
-from tests.engine.test_engine import ENDLESS, FACTS, GREEDY, ask, running, tokenized
+from tests.engine.test_engine import ENDLESS, FACTS, GREEDY, ask, running, steps_of, tokenized
 
 STEP_TOKENS = 64
 
@@ -105,3 +107,29 @@ async def test_when_all_agents_are_removed_the_pool_is_empty(tmp_path: Path) -> 
         assert engine._residents.pool.num_bytes == 0 and len(engine._residents.pool) == 0
         assert engine._store.flush(10)
         assert not list((tmp_path / "state" / "blocks").rglob("*.safetensors"))
+
+
+@pytest.mark.requirement("F-22")
+async def test_however_many_are_at_fault_the_others_never_notice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each brings a step down that the same answer is in."""
+    async with running(tmp_path) as engine:
+        forward, prompt = Runner.forward, await tokenized(engine, "Hello!")
+
+        def faulty(runner: Runner, jobs: list[Job]) -> mx.array:
+            kvs = [job.kv for job in jobs]
+            for seq in steps_of(engine).scheduler.admitted:
+                assert not (seq.request.agent == "eve" and seq.num_generated and seq.kv in kvs)
+            return forward(runner, jobs)
+
+        monkeypatch.setattr(Runner, "forward", faulty)
+        begun = asyncio.Event()
+        patient = asyncio.create_task(ask(engine, ENDLESS, "ann", 400, under_way=begun))
+        await begun.wait()
+        for n in range(4):
+            request = GenerateRequest(f"guilty-{n}", "eve", prompt, GREEDY, 24)
+            events = [event async for event in engine.models.default.generate(request)]
+            assert isinstance(events[-1], Failed)
+        assert not patient.done()
+        assert (await patient).finished.reason is FinishReason.LENGTH

@@ -197,3 +197,21 @@ def test_what_is_not_computed_here_is_refused_not_ignored() -> None:
         dispatch(q, rows, rows, scale=SCALE, mask=mx.zeros((1, 3)))
     with pytest.raises(ModelRefused, match="last 4 tokens"):
         rows.make_mask(1, window_size=4, return_array=False)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_read_dense_nothing_is_read_packed(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where kernels misread packed KV no row may use them, whatever it shares with others."""
+
+    def misread(*_: object, **__: object) -> mx.array:
+        raise AssertionError("read packed")
+
+    spec = small_spec(bits)
+    first = sequence(spec, 12, 3, 0)
+    kvs = [first, *(SequenceKV(spec, first.run) for _ in range(2)), sequence(spec, 7, 2, 5)]
+    for seed, kv in enumerate(kvs):
+        append(kv, 1, seed)
+    q = mx.random.normal((len(kvs), HEADS, 1, 64), key=mx.random.key(9))
+    rows = Rows(0, spec.groups[0], [Member(kv, 1, 1) for kv in kvs], mx.zeros(len(kvs)), "dense")
+    monkeypatch.setattr(mx, "quantized_matmul", misread)
+    mx.eval(rows.attend(q, SCALE))

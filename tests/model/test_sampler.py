@@ -1,8 +1,13 @@
 """Draws depend on the request alone, and only allowed tokens are drawn."""
 
+import time
+from dataclasses import replace
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.sample_utils import make_sampler
 
 from agent_memory.model.sampler import Draw, draw_for, penalties, sample
 from agent_memory.request import SamplingParams
@@ -66,6 +71,12 @@ def test_no_temperature_takes_the_most_likely(temperature: float) -> None:
         assert tokens == likely(LOGITS[row])[:1] * 5
 
 
+@pytest.mark.parametrize("top_p", [5e-324, 1e-50, 1e-40, 1e-12])
+def test_hardly_any_top_p_takes_it_too(top_p: float) -> None:
+    tokens = drawn(SamplingParams(top_p=top_p), LOGITS[:1], positions=range(20))
+    assert set(tokens) == {likely(LOGITS[0])[0]}
+
+
 def test_hardly_any_temperature_takes_it_too() -> None:
     params = SamplingParams(temperature=1e-6)
     assert set(drawn(params, LOGITS[:1], positions=range(50))) == {likely(LOGITS[0])[0]}
@@ -103,6 +114,27 @@ def test_min_p_draws_from_those_near_the_most_likely(min_p: float) -> None:
     tokens = drawn(SamplingParams(min_p=min_p), LOGITS[:1], positions=range(400))
     assert set(tokens) <= allowed
     assert len(set(tokens)) >= min(len(allowed), 3)
+
+
+def test_numbers_never_asked_for_before_make_nobody_wait() -> None:
+    """A kernel compiled for each would hold every stream up for more than a second on a CPU."""
+    began = time.monotonic()
+    for n in range(20):
+        params = SamplingParams(temperature=0.5 + n / 997, top_p=0.9 - n / 991, min_p=n / 983)
+        drawn(params, LOGITS[:1])
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("asked", [{}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 5}])
+def test_what_is_drawn_is_what_mlx_lm_draws(asked: dict[str, Any]) -> None:
+    params = replace(SamplingParams(temperature=0.7), **asked)
+    theirs = make_sampler(temp=0.7, **asked)
+    for position in range(50):
+        draw = draw_for(params, 7, VOCAB)(position)
+        mx.random.seed(draw.seed)
+        logprobs = LOGITS - mx.logsumexp(LOGITS, axis=-1, keepdims=True)
+        expected = theirs(logprobs[:1])
+        assert sample(LOGITS[:1], [draw]).tolist() == expected.tolist()
 
 
 def test_draws_follow_the_probabilities() -> None:
