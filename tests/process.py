@@ -111,17 +111,20 @@ class Server(ServerProcess):
         client.settimeout(20)
         return client
 
-    def connect_and_stall(self, **fields: object) -> socket.socket:
-        """A client that asks for an endless answer and reads nothing, not even what it asked for
-        before, until more waits for it than the server likes to hold.
-
-        Small windows and segments keep the system's own buffers small, and events are long.
-        """
+    def connect_narrow(self) -> socket.socket:
+        """Small windows and segments keep the system's own buffers small."""
         client = socket.socket()
         client.settimeout(20)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 512)
         client.connect(("127.0.0.1", self.port))
+        return client
+
+    def connect_and_stall(self, **fields: object) -> socket.socket:
+        """A client that asks for an endless answer and reads nothing, not even what it asked for
+        before, until more waits for it than the server likes to hold.  Events are long.
+        """
+        client = self.connect_narrow()
         before = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4
         long = {"stream": True, "logprobs": True, "top_logprobs": 20}
         client.sendall(before + raw_post(chat(ENDLESS, **long, **fields)))

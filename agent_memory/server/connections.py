@@ -10,6 +10,7 @@ import asyncio
 import resource
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import hypercorn.asyncio.run
 import structlog
@@ -123,42 +124,11 @@ class Connections:
 
     def track(self) -> None:
         """From now on Hypercorn's connections are known here; the last caller's win."""
-        connections, cut, timeout_s = self, self._cut, self._send_timeout_s
+        own = type("Tracked", (Tracked,), {"connections": self})
+        vars(hypercorn.asyncio.run)["TCPServer"] = own
 
-        class Tracked(TCPServer):
-            async def run(self) -> None:
-                transport = self.writer.transport
-                if not connections.enter(transport):
-                    self.writer.write(TOO_MANY % (len(SAID), SAID))
-                    await self._close()
-                    return
-                try:
-                    await super().run()
-                finally:
-                    connections.leave(transport)
-
-            async def protocol_send(self, event: Event) -> None:
-                if isinstance(event, Updated):
-                    connections.turn(self.writer.transport, busy=not event.idle)
-                watching = Watch(self.writer.transport, timeout_s, cut)
-                try:
-                    await super().protocol_send(event)
-                finally:
-                    watching.cancel()
-
-            async def _read_data(self) -> None:
-                """To the client's end.  Hypercorn would then sit out the keep-alive time."""
-                try:
-                    while not self.reader.at_eof():
-                        data = await self.reader.read(MAX_RECV)
-                        connections.heard(self.writer.transport)
-                        await self.protocol.handle(RawData(data))
-                except OSError:
-                    pass  # it has gone without a goodbye
-                await self.protocol.handle(Closed())
-                await self.idle_task.stop()
-
-        vars(hypercorn.asyncio.run)["TCPServer"] = Tracked
+    def watch(self, transport: asyncio.WriteTransport) -> "Watch":
+        return Watch(transport, self._send_timeout_s, self._cut)
 
     def _cut(self, transport: asyncio.WriteTransport) -> None:
         """A client that reads nothing."""
@@ -172,6 +142,63 @@ class Connections:
         for transport in transports:
             transport.abort()
         return len(transports)
+
+
+class Tracked(TCPServer):
+    connections: Connections
+
+    async def run(self) -> None:
+        transport = self.writer.transport
+        if not self.connections.enter(transport):
+            self.writer.write(TOO_MANY % (len(SAID), SAID))
+            await self._close()
+            return
+        self._gone = False
+        self._lost = asyncio.gather(self.writer.wait_closed(), return_exceptions=True)
+        try:
+            await super().run()
+        finally:
+            self.connections.leave(transport)
+
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Updated):
+            if self._gone:
+                return  # nobody is waited for
+            self.connections.turn(self.writer.transport, busy=not event.idle)
+        with self.connections.watch(self.writer.transport):
+            await super().protocol_send(event)
+
+    async def _close(self) -> None:
+        """What is unsent still goes out, if it is read."""
+        with self.connections.watch(self.writer.transport):
+            await super()._close()
+
+    async def _read_data(self) -> None:
+        """To the client's end.  Hypercorn would then sit out the keep-alive time."""
+        try:
+            while not self.reader.at_eof():
+                data = await self.reader.read(MAX_RECV)
+                self.connections.heard(self.writer.transport)
+                await self._handle(RawData(data))
+        except OSError:
+            pass  # it has gone without a goodbye
+        self._gone = True
+        await self.protocol.handle(Closed())
+        await self.idle_task.stop()
+
+    async def _handle(self, data: RawData) -> None:
+        """As long as there is a connection.  In Hypercorn a request that came before the last was
+        answered waits for that answer's end, though with the connection gone there is none."""
+        handling = asyncio.ensure_future(self.protocol.handle(data))
+        either: set[asyncio.Future[Any]] = {handling, self._lost}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over = handling.done() or not handling.cancel()
+        if over:
+            handling.result()
+        else:
+            await asyncio.wait({handling})
 
 
 class Watch:
@@ -192,7 +219,10 @@ class Watch:
         self._unsent: int | None = None
         self._timer: asyncio.Handle = asyncio.get_running_loop().call_soon(self._look)
 
-    def cancel(self) -> None:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_exception: object) -> None:
         self._timer.cancel()
 
     def _look(self) -> None:

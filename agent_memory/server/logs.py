@@ -5,7 +5,8 @@ No prompt, no answer and no key is ever logged.  Called once, before anything el
 
 import logging
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -19,7 +20,7 @@ def configure(log_format: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *(_json() if to_json else _console()),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Lines())),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[ToStructlog()], level=logging.WARNING, force=True)
@@ -33,6 +34,19 @@ def _console() -> list[Any]:
     # Not the prettier traceback: it shows local variables, and prompts are in them.
     plain = structlog.dev.plain_traceback
     return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+
+
+class Lines:
+    """Standard error.  Its reader may have gone, or its disk be full: then lines are lost, and no
+    request, no step and no shutdown with them."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 class ToStructlog(logging.Handler):

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Never, cast
 
 import hypercorn.asyncio
@@ -56,8 +57,9 @@ def main(config: Config, state_dir: StateDir) -> Never:
             raise
         recorder.end(status)
     state_dir.close()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
     os._exit(status)
 
 

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import h2.connection
@@ -85,6 +86,20 @@ def test_a_reader_that_stalls_is_cut_in_the_end(tmp_path: Path) -> None:
             assert server.metric('requests_total{reason="cancelled"}') == 1
             assert b"[DONE]" not in read_all(client)
         assert server.event("connection_cut")["unsent_bytes"] > 0
+
+
+@pytest.mark.requirement("F-13")
+def test_who_reads_nothing_and_says_goodbye_is_cut_as_well(tmp_path: Path) -> None:
+    """However little of what it asked for is left to send."""
+    with Server(tmp_path, "--send-timeout", "0.5").wait_ready() as server, ExitStack() as stack:
+        clients = [stack.enter_context(server.connect_narrow()) for _ in range(30)]
+        for n, client in enumerate(clients):
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * n)
+        time.sleep(0.2)
+        for client in clients:
+            with suppress(OSError):  # it has been cut
+                client.shutdown(socket.SHUT_WR)
+        server.wait_until(lambda: server.metric("connections") == 1, 10)
 
 
 @pytest.mark.slow
