@@ -1,4 +1,4 @@
-"""What is remembered: finds a prompt's beginning in pool and store, brings it back, and commits.
+"""What is remembered: finds a prompt's beginning in pool and store and brings it back.
 
 The one bridge between the block pool (host bytes in RAM), the block store (files) and sequences.
 Of one model.  Knows nothing of steps.  Engine thread only; the store's threads answer by `post`.
@@ -6,8 +6,7 @@ Of one model.  Knows nothing of steps.  Engine thread only; the store's threads 
     match     the prompt's chain of full blocks in the pool, else in the store; then of the blocks
               that follow the last match the one that shares most tokens: see matching.py
     restore   payloads from pool and disk are written into one run, at most so many bytes a turn
-    commit    full blocks as they fill, the partial last one at the end of a turn; of recurrent
-              layers the states where they were marked, and at the end
+    commit    the way back: see commits.py
 """
 
 import time
@@ -19,7 +18,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 import structlog
 
-from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, Loss, in_blocks, token_bytes
+from agent_memory.block import BLOCK_TOKENS, Block, BlockHash, Loss, in_blocks
+from agent_memory.engine.commits import Commits
 from agent_memory.engine.matching import Matching
 from agent_memory.engine.reads import Post, Reads
 from agent_memory.engine.restore import MOST_COPIED, Restore, Restored, Span, run_key
@@ -27,15 +27,12 @@ from agent_memory.engine.sequence import Sequence, State
 from agent_memory.engine.witness import Witness
 from agent_memory.failpoint import failpoint
 from agent_memory.kv_spec import KVSpec
-from agent_memory.kvcache import states
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.kvcache.run import Run, RunBuilder
 from agent_memory.kvcache.sequence_kv import SequenceKV
-from agent_memory.kvcache.states import States
 from agent_memory.metrics import Metrics
 from agent_memory.request import Compared, Finding
 from agent_memory.store.block_store import BlockStore
-from agent_memory.store.heads import num_tokens
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +54,7 @@ class Memory:
         self._reads = Reads(spec, pool, store, post)
         self.witness = Witness(spec.fingerprint, pool, store)
         self._matching = Matching(spec, pool, store)
+        self.commits = Commits(spec, pool, store, metrics, post, self.witness, self._matching)
 
     # ── match ────────────────────────────────────────────────────────────────────────────────
 
@@ -256,131 +254,6 @@ class Memory:
     @property
     def num_runs(self) -> int:
         return len(self._runs)
-
-    # ── commit ───────────────────────────────────────────────────────────────────────────────
-
-    def commit_full(self, seq: Sequence) -> None:
-        """Blocks that have filled, and positions that were marked, since the last call."""
-        while seq.num_kept - seq.num_committed >= BLOCK_TOKENS:
-            if not self._commit(seq, seq.num_committed + BLOCK_TOKENS):
-                assert seq.kv is not None
-                seq.kv.release(seq.num_kept - 2 * BLOCK_TOKENS)  # windows cannot wait for room
-                break
-        marks = seq.kv.marks if seq.kv else {}
-        for position in [p for p in marks if p <= seq.num_kept]:
-            self._commit_checkpoint(seq, position, marks.pop(position))
-
-    def offer(self, seq: Sequence, num_tokens: int) -> None:
-        """Have the first `num_tokens` of a running sequence in the pool, for another to go on from.
-
-        What of them fills no block is offered in RAM only: on disk it would soon be of no use.
-        """
-        self.commit_full(seq)
-        if seq.kv is None or not seq.num_committed < num_tokens <= seq.num_kept:
-            return
-        block = self._block(seq, num_tokens)
-        if self._matching.find(block) is None:
-            self.pool.put(block, seq.kv.copy_out(seq.num_committed, num_tokens))
-            seq.passed.append(block)
-
-    def park(self, seq: Sequence) -> None:
-        """Everything that was computed, as far as the pool has room."""
-        self.commit_full(seq)
-        if 0 < seq.num_kept - seq.num_committed < BLOCK_TOKENS:
-            self._commit(seq, seq.num_kept)
-        if self.spec.states and seq.kv and 0 < seq.kv.length == seq.num_kept:
-            self._commit_checkpoint(seq, seq.num_kept, seq.kv.states)
-
-    def commit_turn(self, seq: Sequence) -> None:
-        """At the end of a turn, however it ended: everything that was computed, and whose it is."""
-        if seq.kv is not None:
-            self.park(seq)
-            left_out = seq.num_kept - seq.num_committed
-            self.metrics.commits_skipped.inc(-(-left_out // BLOCK_TOKENS))
-            self.witness.left_out(seq.end, seq.tokens[seq.num_committed : seq.num_kept])
-            self._bring_back(seq)
-            for block in seq.chain:
-                self._persist(seq, block)
-            self.pool.use(seq.chain)
-        self.own(seq)
-
-    def own(self, seq: Sequence) -> None:
-        """What was committed of it is its agent's, and goes with it."""
-        agent_id, kept = seq.request.agent, tuple(seq.chain or seq.before)
-        if agent_id is None or not kept:
-            return
-        self.witness.saw(agent_id, kept)
-        turn = seq.num_prompt, seq.num_kept or num_tokens(kept)
-        points = self._matching.checkpoints_of(kept, seq.checkpoints)
-        for old in self.store.record(
-            agent_id, self.spec.fingerprint, kept, turn, points, seq.passed
-        ):
-            self.pool.drop(old.hash)
-
-    def _bring_back(self, seq: Sequence) -> None:
-        """Blocks that have gone since they were restored or committed, with another agent that
-        had them or because their file was damaged: the sequence still has them in mind."""
-        assert seq.kv is not None
-        for i, block in enumerate(seq.chain):
-            if self._matching.find(block) is None and not self.store.pending(block.hash):
-                start = i * BLOCK_TOKENS
-                end = start + block.num_tokens
-                if seq.kv.has(start, end):
-                    self.pool.put(block, seq.kv.copy_out(start, end))
-
-    def _commit(self, seq: Sequence, end: int) -> bool:
-        """Copy the tokens since the last commit out as one block; False: the pool is full, or it
-        was for so long that windows have dropped some of them."""
-        assert seq.kv is not None
-        start, block = seq.num_committed, self._block(seq, end)
-        if self._matching.find(block) is None:
-            if not seq.kv.has(start, end):
-                return False
-            if not self.pool.make_room(self.spec.payload_bytes(end - start)):
-                return False
-            self.pool.put(block, seq.kv.copy_out(start, end))
-            self.metrics.blocks_committed.inc()
-        seq.chain.append(block)
-        seq.kv.release(end)
-        self._persist(seq, block)
-        return True
-
-    def _commit_checkpoint(self, seq: Sequence, position: int, kept: States) -> None:
-        """What recurrent layers kept at `position`, unless the KV before it has found no room."""
-        num_full = position // BLOCK_TOKENS
-        if num_full > len(seq.chain):
-            return
-        parent = seq.chain[num_full - 1].hash if num_full else seq.root
-        since = seq.tokens[num_full * BLOCK_TOKENS : position]
-        point = Block.checkpoint_after(parent, token_bytes(since))
-        if self._matching.find(point) is None:
-            if not self.pool.make_room(self.spec.state_bytes):
-                return
-            self.pool.put(point, states.copy_out(self.spec, kept))
-        seq.checkpoints.append(point)
-        self._persist(seq, point)
-
-    def _block(self, seq: Sequence, end: int) -> Block:
-        """Of the tokens since the last commit."""
-        return Block.of(seq.end, token_bytes(seq.tokens[seq.num_committed : end]))
-
-    def _persist(self, seq: Sequence, block: Block) -> None:
-        """Short one-shots of nobody stay in RAM; everything else goes to disk at once."""
-        if seq.request.agent is None and seq.num_kept < BLOCK_TOKENS:
-            return
-        known = self.store.find(block.hash) is not None or self.store.pending(block.hash)
-        if known or block.hash not in self.pool:
-            return
-
-        def written(block_hash: BlockHash, _ok: bool) -> None:
-            self._post(lambda: self._written(block_hash))
-
-        payload = self.pool.hold(block.hash)
-        self.store.put(block, payload, self.spec, written, seq.request.agent)
-
-    def _written(self, block_hash: BlockHash) -> None:
-        if block_hash in self.pool:  # else the pool was cleared before the store was done
-            self.pool.release(block_hash)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────
 

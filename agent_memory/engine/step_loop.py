@@ -222,7 +222,7 @@ class StepLoop:
         if seq.state is not State.RUNNING:
             return
         try:
-            self.memory.park(seq)
+            self.memory.commits.park(seq)
         except Exception:  # then it is computed again
             log.exception("commit_failed", request_id=seq.request.id)
         seq.rewind()
@@ -235,7 +235,7 @@ class StepLoop:
         """What a running sequence has computed of this prompt is matched like all that is known."""
         if shared := self.scheduler.shared_with(seq):
             try:
-                self.memory.offer(*shared)
+                self.memory.commits.offer(*shared)
             except Exception:  # nothing of it is this sequence's fault: it computes for itself
                 log.exception("offer_failed", request_id=shared.seq.request.id)
 
@@ -322,7 +322,7 @@ class StepLoop:
             if seq.finish_reason:
                 self._finish(seq, seq.finish_reason)
                 return
-        self.memory.commit_full(seq)
+        self.memory.commits.full(seq)
 
     # ── endings ──────────────────────────────────────────────────────────────────────────────
 
@@ -332,7 +332,7 @@ class StepLoop:
         self._mailbox.flush()
         self._leave(seq, reason)
         try:
-            self.memory.commit_turn(seq)
+            self.memory.commits.turn(seq)
         except Exception:
             log.exception("commit_failed", request_id=seq.request.id)
         seq.kv = None
@@ -380,7 +380,7 @@ class StepLoop:
         self._leave(seq, "failed")
         seq.kv = None
         try:
-            self.memory.own(seq)
+            self.memory.commits.own(seq)
         except Exception:
             log.exception("commit_failed", request_id=seq.request.id)
 
