@@ -22,6 +22,7 @@ from xxhash import xxh3_128_hexdigest
 from agent_memory.block import BLOCK_TOKENS, HASH_BYTES, BlockHash
 from agent_memory.errors import BadRequest
 from agent_memory.store.agents import MAX_HEADS
+from agent_memory.store.format import MAX_FILE_BYTES
 
 FORMAT = "agent-memory-export/2"
 MEDIA_TYPE = "application/x-tar"
@@ -29,7 +30,6 @@ MANIFEST = "manifest.json"
 CHECKSUM = "manifest.xxh3-128"
 END = bytes(2 * tarfile.BLOCKSIZE)
 MAX_MANIFEST_BYTES = 32 << 20
-MAX_BLOCK_FILE_BYTES = 1 << 30
 _HEX = frozenset("0123456789abcdef")
 
 Turns = tuple[tuple[int, int], ...]
@@ -230,7 +230,7 @@ def _head(value: Any) -> ArchivedHead:
 
 def _block(value: Any) -> ArchivedBlock:
     file_bytes = _whole(value["bytes"])
-    if not 0 < file_bytes <= MAX_BLOCK_FILE_BYTES:
+    if not 0 < file_bytes <= MAX_FILE_BYTES:
         raise ValueError
     return ArchivedBlock(_hash(value["hash"]), file_bytes, _from_hex(value["xxh3_128"], 16))
 

@@ -73,6 +73,17 @@ class BlockFiles:
         except OSError as error:
             self.complain(error)
 
+    def purge(self, hashes: Iterable[BlockHash]) -> None:
+        """What was refused of these goes from there, too: it holds what was said."""
+        names = {block_hash.hex() for block_hash in hashes}
+        try:
+            for path in self._state.quarantine.iterdir():
+                if path.name.partition(".")[0] in names:
+                    path.unlink(missing_ok=True)
+            sync_folder(self._state.quarantine)
+        except OSError as error:
+            self.complain(error)
+
     def remove(self, hashes: Iterable[BlockHash]) -> list[BlockHash]:
         """-> those that have gone or were not there"""
         return [h for h in hashes if self._remove(self._state.block_path(h))]

@@ -25,6 +25,8 @@ from agent_memory.store.files import Bytes, Piece
 FORMAT = "agent-memory-block/1"
 CHECKPOINT_FORMAT = "agent-memory-checkpoint/1"
 MAX_HEADER_BYTES = 1 << 20
+MAX_FILE_BYTES = 1 << 30
+"""What is larger is no file of ours, whatever model it is of."""
 _ALIGN = 64
 _LENGTH_BYTES = 8
 _NO_CHECKSUM = bytes(xxh3_128().digest_size)

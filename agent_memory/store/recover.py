@@ -19,7 +19,7 @@ from agent_memory.store.catalog import Catalog
 from agent_memory.store.complaints import Complaints
 from agent_memory.store.days import Day, Days
 from agent_memory.store.files import move_into, read_file, sync_folder, write_new
-from agent_memory.store.format import BlockFile, Rejected, identify
+from agent_memory.store.format import MAX_FILE_BYTES, BlockFile, Rejected, identify
 from agent_memory.store.heads import Head, num_tokens
 from agent_memory.store.index import HeadRow, Index, Statement
 from agent_memory.store.state_dir import BLOCK_SUFFIX, StateDir, private_folder
@@ -157,7 +157,10 @@ class _Scan:
                 self.catalog.gone.note(file.block, Loss.MISSING if size is None else Loss.DAMAGED)
                 self.changes.append(rows.drop_block(block_hash))
         for block_hash in on_disk.keys() - found.doomed:
-            self._adopt(block_hash)
+            if on_disk[block_hash] > MAX_FILE_BYTES:  # it would be read into memory
+                self._refuse(block_hash, "size")
+            else:
+                self._adopt(block_hash)
 
     def _finish_deleting(self, doomed: set[BlockHash]) -> None:
         """Files that a crash kept from going after their rows."""

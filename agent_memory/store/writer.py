@@ -161,12 +161,15 @@ class Writer:
 
     def _persist(self, jobs: list[Job]) -> Written:
         """What is on disk and committed.  Raises if nothing of the batch could be committed."""
-        self._to_wipe |= any(isinstance(job, RemoveAgent) and job.wipe for job in jobs)
         dropped = [
             rows.drop_block(job.file.block.hash)
             for job in jobs
             if isinstance(job, Quarantine) and self._quarantine(job.file)
         ]
+        for job in jobs:
+            if isinstance(job, RemoveAgent) and job.wipe:
+                self._to_wipe = True
+                self._files.purge(job.let_go)
         day = self._tend(jobs)
         self._make_room(jobs)
         written = self._files.write(self._wanted(jobs), self._refuses)

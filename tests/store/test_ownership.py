@@ -112,6 +112,24 @@ def no_trace(opener: Opener, traces: list[bytes]) -> bool:
     return not any(trace in raw for trace in traces)
 
 
+@pytest.mark.requirement("S-24")
+def test_what_was_refused_of_a_removed_agent_goes_too(opener: Opener, blocks: list[Block]) -> None:
+    """A damaged file in quarantine tells what was said as well as a good one."""
+    store = opener.open()
+    remember(opener, "Agnes", blocks)
+    remember(opener, "Bert", blocks[:1])
+    for block in blocks[:2]:
+        raw = bytearray(opener.file(block).read_bytes())
+        raw[-1] ^= 1
+        opener.file(block).write_bytes(raw)
+        assert not opener.read(block)
+    assert len(opener.quarantined()) == 2
+    store.remove("Agnes")
+    assert store.wiped(5)
+    assert opener.quarantined() == [blocks[0].hash.hex()]
+    assert no_trace(opener, [b"Agnes", blocks[1].tokens[:200]])
+
+
 def test_traces_go_even_if_somebody_was_reading_the_index(
     opener: Opener, blocks: list[Block]
 ) -> None:

@@ -195,6 +195,16 @@ def test_a_file_of_the_wrong_size_goes_to_quarantine(opener: Opener, blocks: lis
     assert head(opener) == tuple(blocks[:2])
 
 
+def test_a_file_too_large_for_memory_is_refused_unread(opener: Opener, blocks: list[Block]) -> None:
+    """The index does not know it, so nobody knows how large it should be."""
+    (opener.path / "index.db").unlink()
+    os.truncate(opener.file(blocks[1]), 1 << 42)  # it takes no room
+    opener.open()
+    assert opener.metric("restore_rejected_total", reason="size") == 1
+    assert present(opener, blocks) == [True, False, True]
+    assert not opener.file(blocks[1]).exists()
+
+
 def test_heads_that_become_prefixes_are_merged(opener: Opener, blocks: list[Block]) -> None:
     other = chain(opener.spec.fingerprint, [*range(512), 7, 7, 7])
     opener.open()
