@@ -23,6 +23,7 @@ from agent_memory.engine.limits import ModelInfo
 from agent_memory.engine.mailbox import Mailbox, Stream
 from agent_memory.engine.memory import Memory
 from agent_memory.engine.phase import LoadCancelled
+from agent_memory.engine.room import Cost
 from agent_memory.engine.scheduler import Scheduler
 from agent_memory.engine.step_loop import StepLoop
 from agent_memory.errors import AgentMemoryError
@@ -214,9 +215,9 @@ class Residents:
         config = self._config
         loaded = yield from loader.load(prepared, config.kv_bits, config.kv_group_size, tell)
         proven, spec = loaded.proven, loaded.proven.spec
-        fixed_bytes = budget.enter(self.ledger, loaded, config.step_tokens)
+        fixed_bytes, cost = yield from budget.enter(self.ledger, loaded, config.step_tokens)
         yield
-        loop = self._loop(loaded)
+        loop = self._loop(loaded, cost)
         self._store.expect(spec, self._spare_bytes)
         _leave_alone_what_exists()
         self.loops[loaded.id] = loop
@@ -236,16 +237,15 @@ class Residents:
             },
             self_test_difference=proven.worst_difference,
             spec=spec,
-            cost=budget.cost(spec),
+            cost=cost,
             fixed_bytes=fixed_bytes,
         )
 
-    def _loop(self, loaded: LoadedModel) -> StepLoop:
+    def _loop(self, loaded: LoadedModel, cost: Cost) -> StepLoop:
         proven = loaded.proven
         memory = Memory(proven.spec, self.pool, self._store, self._metrics, self._mailbox.send)
         most_scored = logprobs.most_rows(proven.vocab_size)
         scheduler = Scheduler(self._config.step_tokens, MAX_RUNNING, most_scored)
-        cost = budget.cost(proven.spec)
         return StepLoop(loaded, memory, scheduler, self.ledger, cost, self._mailbox, self._metrics)
 
     def _give_up(self, error: Exception) -> None:

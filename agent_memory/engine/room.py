@@ -25,7 +25,7 @@ RESERVE_NEW_TOKENS = 512
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Bytes of KV per token, and of what a sequence has besides however long it is; and what a
-    step works with per token of the longest context."""
+    step works with per token before its rows, at most."""
 
     token_bytes: int
     sequence_bytes: int

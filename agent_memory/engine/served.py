@@ -158,7 +158,14 @@ class Served:
             return 0
         return await asyncio.to_thread(self.tokenizer.stable_tokens, prompt, tokens)
 
+    async def know_bytes(self) -> None:
+        """Before `bytes_of` is asked: the first time it takes a second or two, in a worker thread.
+        Raises RequestError."""
+        assert self._grammars is not None
+        await asyncio.to_thread(self._grammars.bytes_of, 0)
+
     def bytes_of(self, token: int) -> bytes:
+        """Of its text."""
         assert self._grammars is not None
         return self._grammars.bytes_of(token)
 

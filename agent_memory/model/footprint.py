@@ -28,18 +28,20 @@ def weights_bytes(model: Module) -> int:
     return sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
 
 
-def step_bytes(runner: Runner, num_rows: int) -> int:
-    """What steps of `num_rows` rows of a prompt work with beside weights and KV: measured."""
+def step_bytes(runner: Runner, kv: SequenceKV, num_rows: int) -> int:
+    """What one step of `num_rows` more rows of a prompt works with beside weights and KV."""
+    mx.eval(kv.states)
     mx.synchronize()
     mx.reset_peak_memory()
-    before = mx.get_active_memory()
-    kv = SequenceKV(runner.spec, None, num_rows)
+    before = mx.get_active_memory() - kv.nbytes
     mx.eval(runner.forward([Job(kv, [0] * num_rows)]))
-    return STEPS_AT_ONCE * max(0, mx.get_peak_memory() - before - kv.nbytes)
+    return max(0, mx.get_peak_memory() - before - kv.nbytes)
 
 
 def context_bytes(spec: KVSpec) -> int:
-    """What a chunk of a prompt needs per token before it: the K and V of a layer, made dense."""
+    """What a chunk of a prompt needs per token before it, at least: the K and V of a layer, made
+    dense.  Where no kernel does all of attention at once, or a model works on K and V itself, it is
+    more: the scores of all its rows."""
 
     def dense(group: LayerGroup) -> int:
         dims = sum(form.dim * NUMPY[form.dtype].itemsize for form in (group.k, group.v))

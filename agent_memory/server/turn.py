@@ -165,6 +165,8 @@ class Turn:
         self._told = self._heard(ask.prompt)
         self._prompt = await served.tokenize(self._told, self._agent, self._tenant)
         stable = await served.stable_tokens(self._told, self._prompt)
+        if ask.logprobs is not None:
+            await served.know_bytes()
         self._constraint = await self._constrained(ask)
         return [
             GenerateRequest(

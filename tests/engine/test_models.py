@@ -26,7 +26,7 @@ from tests.model import tiny
 
 BIG = {"hidden_size": 512, "intermediate_size": 1024}
 PAGES = ordinary_text()[:1200]
-ROOM = 2000
+ROOM = 1200
 """Tokens that a small budget leaves room for, about."""
 
 
@@ -342,7 +342,7 @@ async def test_a_prompt_too_long_beside_another_model_makes_that_one_leave(
     folders: Path, tmp_path: Path
 ) -> None:
     budget = await budget_for(folders, tmp_path / "two", "a", "b")
-    long = " ".join(PAGES for _ in range(6))
+    long = " ".join(PAGES for _ in range(4))
     models = named(folders, "a", "b")
     async with running(
         tmp_path / "1", model=models, memory_bytes=budget, pool_bytes=8 << 20
