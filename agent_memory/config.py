@@ -99,7 +99,7 @@ class Setting:
     def read_flag(self, text: str) -> object:
         """Raises ValueError; of a secret ConfigError."""
         if self.secret:
-            return self.read(keys.private_text(Path(text).expanduser()), f"{self.flag} {text}")
+            return self.read(keys.private_text(absolute(text)), f"{self.flag} {text}")
         return self.parse(text)
 
     def read_toml(self, value: object, place: str) -> object:
@@ -325,7 +325,10 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], path: Path | N
 
     An empty variable counts as not set.  Raises ConfigError.
     """
-    file = (path or CONFIG_FILE).expanduser()
+    try:
+        file = (path or CONFIG_FILE).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"--config: {path or CONFIG_FILE}: nobody has that home.") from error
     table = _read_file(file, must_exist=path is not None)
     values: dict[str, Any] = {}
     places: dict[str, str] = {}

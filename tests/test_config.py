@@ -221,3 +221,8 @@ def test_with_keys_or_a_unix_socket_any_host_will_do() -> None:
     keys = {"AGENT_MEMORY_API_KEYS": "a-key-that-is-long-enough"}
     assert load({"host": "0.0.0.0"}, keys, None).host == "0.0.0.0"
     assert load({"host": "0.0.0.0", "uds": Path("/x")}, {}, None).uds == Path("/x")
+
+
+def test_a_home_that_nobody_has_is_named() -> None:
+    with pytest.raises(ConfigError, match="--config: ~nobody.here/c"):
+        load({}, {}, Path("~nobody.here/c"))

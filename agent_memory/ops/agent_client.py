@@ -33,13 +33,16 @@ class AgentClient:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"--url: {url!r} must begin with http://.")
         self._url = url.rstrip("/")
-        self._http = httpx.Client(
-            base_url=self._url,
-            headers=bearer(key),
-            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
-            trust_env=False,  # a proxy for the outside world has no business here
-            verify=url.startswith("https://"),  # to read all certificates takes a while
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=self._url,
+                headers=bearer(key),
+                timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+                trust_env=False,  # a proxy for the outside world has no business here
+                verify=url.startswith("https://"),  # to read all certificates takes a while
+            )
+        except httpx.InvalidURL as error:
+            raise UsageError(f"--url: {url!r} is no address: {error}.") from error
 
     @classmethod
     def named(cls, args: argparse.Namespace) -> Self:
@@ -133,7 +136,12 @@ class AgentClient:
             raise self._gone(error) from error
         if not answer.is_success:
             raise _refused(answer)
-        body: dict[str, Any] = answer.json() if answer.content else {}
+        try:
+            body = answer.json() if answer.content else {}
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise NoServer(f"What answers at {self._url} is none of our servers. Correct --url.")
         return body
 
     def _gone(self, error: Exception) -> NoServer:

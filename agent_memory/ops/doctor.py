@@ -6,12 +6,13 @@ Main thread.
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from agent_memory import config
 from agent_memory.config import Config
 from agent_memory.errors import StateDirError
-from agent_memory.ops.checks import CHECKS, Case, Finding, Level
+from agent_memory.ops.checks import CHECKS, Case, Finding, Level, fail
 from agent_memory.ops.machine import Machine
 from agent_memory.ops.terminal import Terminal
 from agent_memory.store import starts
@@ -37,7 +38,15 @@ def main(args: argparse.Namespace) -> int:
 
 
 def examine(case: Case) -> dict[str, Finding]:
-    return {name: check(case) for name, check in CHECKS.items()}
+    return {name: _looked(check, case) for name, check in CHECKS.items()}
+
+
+def _looked(check: Callable[[Case], Finding], case: Case) -> Finding:
+    try:
+        return check(case)
+    except OSError as error:  # somebody else's folder, a host that has no address
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(f"this cannot be looked at ({where}{error.strerror})", "mend that first")
 
 
 def tell_wired(case: Case) -> None:

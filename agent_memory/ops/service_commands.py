@@ -17,11 +17,17 @@ from agent_memory.ops.service import KINDS, Launchd, Step, Systemd
 
 STEP_S = 150.0
 """Above all that systemctl waits for."""
+VARIABLES = [setting.variable for setting in config.SETTINGS]
 
 
 def main(args: argparse.Namespace) -> int:
     """Raises StartError."""
-    settings = config.load(vars(args), os.environ, args.config)
+    settings = config.load(vars(args), {}, args.config)  # what the service will see
+    if args.verb == "install" and (here := sorted(set(VARIABLES) & os.environ.keys())):
+        sys.stderr.write(
+            f"agent-memory: a service does not see {', '.join(here)}: settings of its own go into "
+            f"{args.config or config.CONFIG_FILE}\n"
+        )
     kind = args.kind or ("launchd" if sys.platform == "darwin" else "systemd")
     return Commands(KINDS[kind](Path.home()), settings, args).run()
 

@@ -10,6 +10,9 @@ there, or the prompt would begin otherwise at each turn and nothing behind be re
 thread.  Whatever is wrong is a BadRequest.
 """
 
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from agent_memory.errors import BadRequest
@@ -37,10 +40,11 @@ def messages(body: Fields) -> list[Message]:
         body.refuse("messages", "a list of at least one message")
     told = _system(body)
     names: dict[str, str] = {}  # of the tools called, by the call's id
+    first = True  # only the system has spoken
     for item in items:
-        for message in _told(item, names, first=all(m["role"] == "system" for m in told)):
-            _add(told, message)
-    return told
+        told += _told(item, names, first=first)
+        first = first and told[-1]["role"] == "system"
+    return [_one(same) for same in _neighbours(told)]
 
 
 def goes_on(body: Fields, told: list[Message]) -> bool:
@@ -140,17 +144,22 @@ def _result(block: Fields, names: dict[str, str]) -> Message:
     return {"role": "tool", "content": failed + told, "tool_call_id": call_id, **named}
 
 
-def _add(told: list[Message], message: Message) -> None:
-    """To what its role said just before, if that is so."""
-    last: Message = told[-1] if told else {"role": None}
-    if last["role"] != message["role"] or message["role"] == "tool":
-        told.append(message)
-        return
+def _neighbours(told: list[Message]) -> Iterator[list[Message]]:
+    """What one role said in a row; each result by itself."""
+    for role, said in groupby(told, itemgetter("role")):
+        same = list(said)
+        yield from [[one] for one in same] if role == "tool" else [same]
+
+
+def _one(same: list[Message]) -> Message:
+    """All at once: one after the other would copy the text each time."""
+    one = dict(same[0])
     for name in ("content", "reasoning_content"):
-        if texts := [m[name] for m in (last, message) if m.get(name)]:
-            last[name] = "\n".join(texts)
-    if calls := [*last.get("tool_calls", ()), *message.get("tool_calls", ())]:
-        last["tool_calls"] = calls
+        if texts := [message[name] for message in same if message.get(name)]:
+            one[name] = "\n".join(texts)
+    if calls := [call for message in same for call in message.get("tool_calls", ())]:
+        one["tool_calls"] = calls
+    return one
 
 
 # ── tools ────────────────────────────────────────────────────────────────────────────────────

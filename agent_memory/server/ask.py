@@ -17,6 +17,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 200
 MAX_SEED = 2**63 - 1
 MAX_BIASES = 1024
+MAX_ID_DIGITS = 10
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -91,7 +92,8 @@ def sampling(body: Fields, most_temperature: float = 2) -> dict[str, Any]:
 
 def _logit_bias(body: Fields) -> tuple[tuple[int, float], ...] | None:
     biases = body.below("logit_bias")
-    if len(biases) > MAX_BIASES or not all(name.isdecimal() for name in biases):
+    are_ids = (name.isdecimal() and len(name) <= MAX_ID_DIGITS for name in biases)
+    if len(biases) > MAX_BIASES or not all(are_ids):
         body.refuse("logit_bias", f"at most {MAX_BIASES} token ids, each with a number")
     found = ((int(name), biases.number(name, -100, 100)) for name in biases)
     return tuple((token, bias) for token, bias in found if bias) or None

@@ -93,7 +93,7 @@ def _window_s(fields: Fields) -> int:
 
 def _num_lines(files: Documents, file_id: str) -> int:
     """A worker thread."""
-    if files.get(file_id) is None:
+    if kept.found(files, file_id) is None:
         raise NotFound(
             f"There is no file '{file_id}'. Leave it at /v1/files first.",
             param="input_file_id",
@@ -114,7 +114,7 @@ def _documents(request: Request) -> Documents:
 
 async def _found(request: Request) -> Document:
     batch_id = request.path_params["batch_id"]
-    found = await asyncio.to_thread(_documents(request).get, batch_id)
+    found = await asyncio.to_thread(kept.found, _documents(request), batch_id)
     if found is None:
         raise NotFound(f"There is no batch '{batch_id}'.", param="batch_id", code="batch_not_found")
     return found

@@ -5,6 +5,7 @@ thread.  Whatever is wrong is a BadRequest.
 """
 
 import json
+import math
 from collections.abc import Collection, Iterator
 from typing import Any, Never
 
@@ -50,6 +51,8 @@ def _check_all(value: object) -> None:
                 below += [*item.keys(), *item.values()]
             elif isinstance(item, list):
                 below += item
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise BadRequest("The body holds a number that is too large.", code="invalid_json")
         level = below
 
 

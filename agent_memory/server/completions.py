@@ -53,7 +53,7 @@ class CompletionRequest:
 
 async def completions(request: Request) -> Response:
     asked = parse(body.parse(await request.body()), request.headers)
-    turns = [Turn(request, one, "cmpl-") for one in asked.asks]
+    turns = [Turn(request, one, "cmpl-", counts=n == 0) for n, one in enumerate(asked.asks)]
     if not asked.stream:
         return WhileConnected(Whole(turns, asked))
     return WhileConnected(EventStream(_chunks(turns, asked), error_body, turns[0].headers))

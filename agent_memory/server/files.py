@@ -90,7 +90,7 @@ def _files(request: Request) -> Documents:
 
 async def _found(request: Request) -> Document:
     file_id = request.path_params["file_id"]
-    found = await asyncio.to_thread(_files(request).get, file_id)
+    found = await asyncio.to_thread(kept.found, _files(request), file_id)
     if found is None:
         raise _unknown(file_id)
     return found

@@ -129,6 +129,7 @@ class Gate:
         if scope["http_version"] not in ("1.0", "1.1"):
             raise Refused(505, "http_version", "This server speaks HTTP/1.1 only.", close=True)
         check_length(headers)
+        check_path(scope["path"])
         check_host(headers.getlist("host"), self._names.of(scope))
         check_origin(headers)
         scope["state"]["caller"] = asking = caller(scope["path"], headers, self._keys)
@@ -215,6 +216,12 @@ def check_length(headers: Headers) -> None:
             "Content-Length and Transfer-Encoding exclude each other: send one of them.",
             close=True,
         )
+
+
+def check_path(path: str) -> None:
+    """To a route's pattern a line break at the end is none.  Raises Refused."""
+    if path.endswith("\n"):
+        raise Refused(404, "not_found", "No path here ends with a line break.")
 
 
 def check_host(values: list[str], names: Collection[str]) -> None:

@@ -3,11 +3,15 @@
 import time
 from collections.abc import Iterable
 
+import structlog
+
 from agent_memory.store.documents import Document, Documents
 from agent_memory.store.files import Piece, write_new
 
 FILES = "files"
 BATCHES = "batches"
+
+log = structlog.get_logger(__name__)
 
 
 def keep(
@@ -35,7 +39,16 @@ def keep(
     return told
 
 
+def found(documents: Documents, doc_id: str) -> Document | None:
+    """A damaged one is as good as none."""
+    try:
+        return documents.get(doc_id)
+    except ValueError:
+        log.warning("document_damaged", id=doc_id)
+        return None
+
+
 def everyone(documents: Documents) -> list[Document]:
     """The newest first."""
-    found = [one for doc_id in documents.ids() if (one := documents.get(doc_id))]
-    return sorted(found, key=lambda one: int(one["created_at"]), reverse=True)
+    there = [one for doc_id in documents.ids() if (one := found(documents, doc_id))]
+    return sorted(there, key=lambda one: int(one["created_at"]), reverse=True)

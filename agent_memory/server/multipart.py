@@ -32,7 +32,10 @@ def boundary_of(content_type: str) -> bytes:
     """Raises BadRequest."""
     message = Message()
     message["content-type"] = content_type
-    boundary = message.get_boundary("")
+    try:
+        boundary = message.get_boundary("")
+    except ValueError as error:  # in a character set of Python's own
+        raise _broken("the Content-Type cannot be read") from error
     if not _BOUNDARY.fullmatch(boundary):
         raise _broken("the Content-Type names no boundary")
     return b"--" + boundary.encode()
@@ -57,10 +60,15 @@ def fields(form: mmap, boundary: bytes) -> Iterator[Field]:
 
 def _field(head: bytes, start: int, end: int) -> Field:
     said = message_from_string(head.decode("utf-8", "replace"))
-    name = said.get_param("name", header="content-disposition")
+    try:
+        name = said.get_param("name", header="content-disposition")
+        told = collapse_rfc2231_value(name or ""), said.get_filename()
+        "".join(filter(None, told)).encode()
+    except ValueError as error:  # in a character set of Python's own, or half of a surrogate pair
+        raise _broken("the name of a field cannot be read") from error
     if name is None:
         raise _broken("a field has no name")
-    return Field(collapse_rfc2231_value(name), said.get_filename(), start, end)
+    return Field(*told, start, end)
 
 
 def _broken(what: str) -> BadRequest:

@@ -148,20 +148,20 @@ def messages(items: Iterable[Item]) -> list[dict[str, Any]]:
     """What templates are written for, which want one system message, at the beginning, and then
     turns.  So what follows each other of one side is one message; system messages further on are
     the user's, and stay in their place, for moved to the front they would spoil all memory."""
-    told: list[dict[str, Any]] = []
+    told: list[list[dict[str, Any]]] = []  # what is one message, in a list
     names: dict[str, str] = {}  # of the functions called, by the call's id
     before = ""
     for item in items:
         message = _told(item, names)
-        if message["role"] == "system" and any(other["role"] != "system" for other in told):
+        if message["role"] == "system" and any(other["role"] != "system" for other, *_ in told):
             message["role"] = "user"
         said_again = before == item["type"] == "message" and message["role"] == "assistant"
-        if told and _same_side(told[-1], message) and not said_again:
-            _join(told[-1], message)
+        if told and _same_side(told[-1][0], message) and not said_again:
+            told[-1].append(message)
         else:
-            told.append(message)
+            told.append([message])
         before = item["type"]
-    return told
+    return [_one(same) for same in told]
 
 
 def _told(item: Item, names: dict[str, str]) -> dict[str, Any]:
@@ -192,11 +192,13 @@ def _same_side(before: dict[str, Any], message: dict[str, Any]) -> bool:
     return bool(before["role"] == message["role"] != "tool")
 
 
-def _join(before: dict[str, Any], message: dict[str, Any]) -> None:
-    if message["role"] == "assistant":
-        before["content"] += message["content"]
-        for name in ("reasoning_content", "tool_calls"):
-            if name in message:
-                before[name] = before[name] + message[name] if name in before else message[name]
-    else:
-        before["content"] += "\n\n" + message["content"]
+def _one(same: list[dict[str, Any]]) -> dict[str, Any]:
+    """All at once: one after the other would copy the text each time."""
+    one = dict(same[0])
+    between = "" if one["role"] == "assistant" else "\n\n"
+    one["content"] = between.join(message["content"] for message in same)
+    if thoughts := [m["reasoning_content"] for m in same if "reasoning_content" in m]:
+        one["reasoning_content"] = "".join(thoughts)
+    if calls := [call for message in same for call in message.get("tool_calls", ())]:
+        one["tool_calls"] = calls
+    return one

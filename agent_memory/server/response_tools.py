@@ -51,6 +51,8 @@ def offered(body: Fields) -> Offer:
     given: list[dict[str, Any]] = []
     names: dict[str, tuple[str, str]] = {}
     for namespace, function in _functions(body):
+        if len(tools) == MAX_TOOLS:  # before more names are compared
+            body.refuse("tools", f"a list of at most {MAX_TOOLS}")
         tool = described(function)
         name = told_name(namespace, tool.name)
         if name in [other.name for other in tools]:
@@ -60,8 +62,6 @@ def offered(body: Fields) -> Offer:
         tools.append(Tool(name, tool.parameters, tool.strict))
         told = {key: function.get(key) for key in _TOLD if function.get(key) is not None}
         given.append({"type": "function", "function": {"name": name, **told}})
-    if len(tools) > MAX_TOOLS:
-        body.refuse("tools", f"a list of at most {MAX_TOOLS}")
     calls, alone = _calls(body, tools)
     if alone:
         allowed = [tool.name for tool in calls.tools]

@@ -84,7 +84,7 @@ SAMPLING = {
     "logit_bias": {
         **OBJECT,
         "maxProperties": ask.MAX_BIASES,
-        "propertyNames": {"pattern": "^[0-9]+$"},
+        "propertyNames": {"pattern": f"^[0-9]{{1,{ask.MAX_ID_DIGITS}}}$"},
         "additionalProperties": number(-100, 100),
     },
     "stop": STOP,

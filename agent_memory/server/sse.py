@@ -19,6 +19,8 @@ from agent_memory.errors import EngineFailed, RequestError
 KEEP_ALIVE_S = 10.0
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+NO_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""To JSON and to events they end no line, but to what many clients split lines with."""
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -30,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 def event(data: dict[str, Any]) -> bytes:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text}\n\n".encode()
+    return f"data: {text.translate(NO_LINE_ENDS)}\n\n".encode()
 
 
 def named_event(data: dict[str, Any]) -> bytes:

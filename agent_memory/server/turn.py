@@ -86,12 +86,13 @@ class Verbatim:
 
 
 class Turn:
-    """`kind` begins the answer's id.  Raises NotFound for a model that is not configured."""
+    """`kind` begins the answer's id.  `counts`: towards what its agent may ask, as one of the
+    prompts of a request does.  Raises NotFound for a model that is not configured."""
 
-    def __init__(self, request: Request, ask: Ask, kind: str) -> None:
+    def __init__(self, request: Request, ask: Ask, kind: str, *, counts: bool = True) -> None:
         self._engine: Engine = request.state.engine
         self._explanations: Explanations = request.state.explanations
-        self._quotas: Quotas = request.state.quotas
+        self._quotas: Quotas = request.state.quotas if counts else Quotas()
         self._request_id: str = request.state.request_id
         self._tenant: str | None = request.state.caller.tenant
         self._agent = None if ask.agent is None else inside(self._tenant, ask.agent)

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from agent_memory.errors import NoServer, UsageError
+from agent_memory.ops.agent_client import AgentClient
 from tests.process import Server
 
 COLUMNS = "200"
@@ -111,3 +114,13 @@ def test_no_server_is_told() -> None:
     done = agents(None, "ls", "--url", f"http://127.0.0.1:{port}")
     assert done.returncode == 69 and "agent-memory serve" in done.stderr
     assert agents(None, "ls", "--url", "127.0.0.1").returncode == 64
+
+
+def test_another_programs_server_is_told_as_such() -> None:
+    other = httpx.MockTransport(lambda request: httpx.Response(200, text="<html>"))
+    with AgentClient("http://127.0.0.1:1") as client:
+        client._http = httpx.Client(base_url="http://127.0.0.1:1", transport=other)
+        with pytest.raises(NoServer, match="none of our servers"):
+            client.agents()
+    with pytest.raises(UsageError, match="--url"):
+        AgentClient("http://127.0.0.1:x")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_memory import builtin, config
+from agent_memory import builtin, config, keys
 from agent_memory.metrics import Metrics
 from agent_memory.model_source import parse
 from agent_memory.ops import blas
@@ -321,3 +321,12 @@ def test_a_model_is_known_before_it_is_loaded(tmp_path: Path) -> None:
     assert "do not fit" in world.findings()["model"].found
     world.flags["model"] = parse("no-such/model")
     assert world.findings()["model"].level is Level.WARN
+
+
+@pytest.mark.requirement("L-26")
+def test_what_cannot_be_looked_at_is_one_finding(tmp_path: Path) -> None:
+    flags = {"state_dir": tmp_path / "state", "uds": None, "port": 1, "host": "no.such.invalid"}
+    settings = config.load({**flags, "api_keys": keys.parse("k" * 16)}, {}, None)
+    found = examine(Case(settings, Machine("linux", LINUX), tmp_path))
+    assert found["port"].level is Level.FAIL and found["port"].then
+    assert set(found) == set(CHECKS)

@@ -150,6 +150,13 @@ def test_numbers_follow_the_settings(home: Path) -> None:
     assert agent["ProgramArguments"][-4:] == ["--config", str(odd), "--state-dir", f"{home}/a b"]
 
 
+def test_settings_of_this_shell_are_none_of_the_services(home: Path) -> None:
+    here = {"AGENT_MEMORY_DRAIN_TIMEOUT": "300", "AGENT_MEMORY_MODEL": "org/m"}
+    done = service(home, "install", "--print", "--kind", "launchd", **here)
+    assert Launchd(home).stop_s(done.stdout) == 60
+    assert all(name in done.stderr for name in here) and "config.toml" in done.stderr
+
+
 @pytest.mark.parametrize("text", ["", "nonsense", "<plist", "TimeoutStopSec=\n", "\0"])
 def test_a_file_that_is_none_of_ours_names_no_time(text: str, tmp_path: Path) -> None:
     assert Launchd(tmp_path).stop_s(text) is None and Systemd(tmp_path).stop_s(text) is None

@@ -2,6 +2,7 @@
 which name."""
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -277,3 +278,12 @@ def test_a_bad_tool_is_named_by_its_place(fields: dict[str, Any], place: str) ->
     with pytest.raises(BadRequest) as caught:
         asking(**fields)
     assert caught.value.param == place
+
+
+@pytest.mark.requirement("S-10")
+def test_many_messages_take_no_time_of_others() -> None:
+    """The event loop reads them."""
+    began = time.process_time()
+    (message, _) = told(*([assistant(USE)] * 50_000), HELLO)
+    assert len(message["tool_calls"]) == 50_000
+    assert time.process_time() - began < 10

@@ -124,6 +124,9 @@ FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\
         (FORM, PURPOSE.replace(b' name="purpose"', b"") + FILE + b"--b--", 400),
         (FORM, 17 * PURPOSE + FILE + b"--b--", 400),
         (FORM, PURPOSE + b"--b" + FILE + b"--b--", 400),
+        (FORM, PURPOSE + FILE.replace(b'="f"', b"*=utf-7''+2AA-") + b"--b--", 400),
+        (FORM, PURPOSE + FILE.replace(b'="f"', b"*=undefined''f") + b"--b--", 400),
+        ("multipart/form-data; boundary*=undefined''b", PURPOSE + FILE + b"--b--", 400),
         (FORM, b"--b\r\n" + b"x" * 100_000, 400),
         ("multipart/form-data", PURPOSE + FILE + b"--b--", 400),
         ("application/json", b"{}", 415),
@@ -351,6 +354,17 @@ def test_a_line_too_long_is_one_error(tmp_path: Path) -> None:
     assert count(path) == len(found) == 3
     assert [one.number for one in found] == [1, 3, 4]
     assert found[1].error is not None and "8 MiB" in found[1].error.message
+
+
+def test_a_damaged_file_or_batch_is_as_good_as_none(tmp_path: Path) -> None:
+    """Also to the next start."""
+    for kind in ("files", "batches"):
+        (tmp_path / "state" / "documents" / kind).mkdir(parents=True)
+        (tmp_path / "state" / "documents" / kind / "x.json").write_bytes(b'{"id": "x", ')
+    with Server(tmp_path).wait_ready() as server:
+        for kind in ("files", "batches"):
+            assert server.get(f"/v1/{kind}").json()["data"] == []
+            assert server.get(f"/v1/{kind}/x").status_code == 404
 
 
 @pytest.mark.parametrize("torn", range(0, 30, 7))

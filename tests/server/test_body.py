@@ -48,6 +48,8 @@ def test_any_bytes_are_an_object_or_a_bad_request(raw: bytes) -> None:
         b'{"a": NaN}',
         b'{"a": [Infinity]}',
         b'{"a": -Infinity}',
+        b'{"a": [1e999]}',
+        b'{"a": -1e400}',
         b'{"a": "\xff"}',
         b'{"a": "\\ud800"}',
         b'{"\\udfff": 1}',

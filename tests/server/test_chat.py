@@ -159,6 +159,7 @@ def test_one_stop_may_be_bare() -> None:
         ("logit_bias", {"a": 1}),
         ("logit_bias", {str(n): 1 for n in range(1025)}),
         ("logit_bias", [1]),
+        ("logit_bias", {"1" * 5000: 1}),
         ("tools", {}),
         ("tool_choice", "required"),
         ("tool_choice", "sometimes"),

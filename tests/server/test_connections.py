@@ -1,6 +1,7 @@
 """Clients that go, stall, lie or speak something else: the server stays well for the others."""
 
 import socket
+import struct
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -100,6 +101,19 @@ def test_who_reads_nothing_and_says_goodbye_is_cut_as_well(tmp_path: Path) -> No
             with suppress(OSError):  # it has been cut
                 client.shutdown(socket.SHUT_WR)
         server.wait_until(lambda: server.metric("connections") == 1, 10)
+
+
+@pytest.mark.requirement("F-08")
+def test_who_asks_again_before_the_answer_and_goes_leaves_nothing(server: Server) -> None:
+    server.wait_until(lambda: server.metric("connections") == 1)
+    for _ in range(3):
+        with server.connect() as client:
+            both = chat(ENDLESS, stream=True), chat("Hello", max_tokens=1)
+            client.sendall(b"".join(map(raw_post, both)))
+            read_until(client, b"data: ")
+            reset = struct.pack("ii", 1, 0)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    server.wait_until(lambda: server.metric("connections") == 1, 10)
 
 
 @pytest.mark.slow

@@ -176,6 +176,11 @@ def test_unknown_paths_and_methods(server: Server) -> None:
     assert error_of(asked_before, 405) and "access-control-allow-origin" not in asked_before.headers
 
 
+@pytest.mark.parametrize("path", ["/v1/agents/import", "/v1/files", "/healthz"])
+def test_a_line_break_is_part_of_a_path(server: Server, path: str) -> None:
+    assert server.post({}, f"{path}%0A").status_code == 404
+
+
 @pytest.mark.requirement("B-08")
 def test_every_answer_has_a_request_id(server: Server) -> None:
     ours = [server.get("/healthz").headers["x-request-id"] for _ in range(2)]

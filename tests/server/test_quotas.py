@@ -110,6 +110,9 @@ def test_of_a_real_server(tmp_path: Path) -> None:
             assert answer.status_code == 429 and 1 <= int(answer.headers["Retry-After"]) <= 20
             assert error is None or answer.json()["error"]["type"] == error
         assert counted(server, body).status_code == 200
+        several = {"prompt": ["a", "b", "c"], "max_tokens": 1}  # is one request
+        done = server.post(several, "/v1/completions", X_Agent_ID="kim")
+        assert done.status_code == 200, done.text
         finishes = [line["finish"] for line in server.events("request_done")]
         assert finishes.count("rate_limit_exceeded") == 5
 

@@ -1,5 +1,6 @@
 """Bodies of the Responses API, read: what arrives, what is refused and by which name."""
 
+import time
 from typing import Any
 
 import pytest
@@ -227,3 +228,15 @@ def test_a_form_is_described_beside_its_type() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     form = {"type": "json_schema", "name": "x", "schema": schema, "strict": True}
     assert asked(text={"format": form}).ask.form == Form(schema, strict=True)
+
+
+@pytest.mark.requirement("S-10")
+def test_many_tools_or_items_take_no_time_of_others() -> None:
+    """The event loop reads them."""
+    began = time.process_time()
+    with pytest.raises(BadRequest, match="at most 512"):
+        asked(tools=[{"type": "function", "name": f"a{n}"} for n in range(50_000)])
+    items = [{"type": "function_call", "call_id": "c", "name": "a", "arguments": "{}"}] * 50_000
+    (message,) = told(asked(input=items)).messages
+    assert len(message["tool_calls"]) == 50_000
+    assert time.process_time() - began < 10

@@ -62,6 +62,7 @@ def test_an_event_is_one_line_whatever_it_holds() -> None:
     raw = sse.event({"text": "a\nb\r\n\u2028é\N{GRINNING FACE}"})
     assert raw.startswith(b"data: {") and raw.endswith(b"}\n\n")
     assert raw.count(b"\n") == 2 and b"\r" not in raw
+    assert len(sse.event({"text": "\x85\u2028\u2029"}).decode().splitlines()) == 2
     assert json.loads(raw.removeprefix(b"data: "))["text"] == "a\nb\r\n\u2028é\N{GRINNING FACE}"
 
 
