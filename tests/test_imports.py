@@ -165,6 +165,7 @@ def test_the_clock_on_the_wall_is_only_shown_and_written_down() -> None:
         "store/block_store.py",  # when an agent was last used
         "store/limits.py",  # on which days the server ran
         "store/starts.py",  # starts of the last ten minutes, in other processes
+        "store/unfinished.py",  # until when a turn that was cut short is said to have lasted
     }
 
 

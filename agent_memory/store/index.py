@@ -32,6 +32,7 @@ _NOT_THE_FILES = {
     sqlite3.SQLITE_CANTOPEN,
 }
 _CLOCKS = range(1 << 62)
+_OF_AGENTS = ("heads", "agents", "written_for")
 _TABLES = """
 CREATE TABLE IF NOT EXISTS blocks (
     hash BLOB PRIMARY KEY, parent BLOB NOT NULL, fingerprint BLOB NOT NULL, tokens BLOB NOT NULL,
@@ -50,6 +51,9 @@ CREATE TABLE IF NOT EXISTS days (
     date INTEGER PRIMARY KEY, clock INTEGER NOT NULL, bytes_written INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS doomed (hash BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS written_for (
+    hash BLOB NOT NULL, agent TEXT NOT NULL, PRIMARY KEY (hash, agent)
+) STRICT;
 """
 
 
@@ -145,9 +149,23 @@ class Index:
         sql = "SELECT hash FROM doomed WHERE hash NOT IN (SELECT hash FROM blocks)"
         return {block_hash for (block_hash,) in self._db.execute(sql)}
 
+    def written_for(self) -> list[tuple[BlockHash, str]]:
+        """(block, agent), in the order of writing: of turns that have not ended."""
+        if not self._has("written_for"):
+            return []
+        found = self._db.execute("SELECT hash, agent FROM written_for ORDER BY rowid").fetchall()
+        if not all(isinstance(agent, str) for _, agent in found):
+            raise ValueError("a block was written for nobody")
+        return found
+
+    def _has(self, table: str) -> bool:
+        """One that is only looked at may have been made before there was such a table."""
+        sql = "SELECT 1 FROM sqlite_master WHERE name = ?"
+        return self._db.execute(sql, (table,)).fetchone() is not None
+
     def copy_of_owners(self) -> Iterator[Statement]:
-        """What makes its agents and heads anew in another index."""
-        for table in ("agents", "heads"):
+        """What makes its agents and heads anew in another index, and whose the rest is."""
+        for table in filter(self._has, _OF_AGENTS):
             for row in self._db.execute(f"SELECT * FROM {table}"):
                 places = ", ".join("?" * len(row))
                 yield f"INSERT OR REPLACE INTO {table} VALUES ({places})", row
@@ -204,7 +222,11 @@ def drop_block(block_hash: BlockHash) -> Statement:
 
 def doom_block(block_hash: BlockHash) -> list[Statement]:
     """Its row goes now, its file after; a start makes sure of that."""
-    return [drop_block(block_hash), ("INSERT OR IGNORE INTO doomed VALUES (?)", (block_hash,))]
+    return [
+        drop_block(block_hash),
+        ("DELETE FROM written_for WHERE hash = ?", (block_hash,)),
+        ("INSERT OR IGNORE INTO doomed VALUES (?)", (block_hash,)),
+    ]
 
 
 def drop_doomed(block_hash: BlockHash) -> Statement:
@@ -213,6 +235,11 @@ def drop_doomed(block_hash: BlockHash) -> Statement:
 
 def drop_all_doomed() -> Statement:
     return "DELETE FROM doomed", ()
+
+
+def write_for(block_hash: BlockHash, agent_id: str) -> Statement:
+    """The block is that agent's, until a head of it says so."""
+    return "INSERT OR IGNORE INTO written_for VALUES (?, ?)", (block_hash, agent_id)
 
 
 def put_agent(agent: Agent) -> list[Statement]:
@@ -228,6 +255,7 @@ def put_agent(agent: Agent) -> list[Statement]:
         (row, (agent.id, int(agent.pinned), agent.bytes_written)),
         (others, (agent.id, *ordinals)),
         *(_put_head(agent.id, head) for head in agent.heads),
+        _owned_by(agent.id, agent.heads[0]),
     ]
 
 
@@ -237,12 +265,17 @@ def set_written(agent: Agent) -> Statement:
 
 
 def drop_agent(agent_id: str) -> list[Statement]:
-    tables = ("heads", "agents")
-    return [(f"DELETE FROM {table} WHERE agent = ?", (agent_id,)) for table in tables]
+    return [(f"DELETE FROM {table} WHERE agent = ?", (agent_id,)) for table in _OF_AGENTS]
 
 
 def drop_all_agents() -> list[Statement]:
-    return [("DELETE FROM heads", ()), ("DELETE FROM agents", ())]
+    return [(f"DELETE FROM {table}", ()) for table in _OF_AGENTS]
+
+
+def _owned_by(agent_id: str, head: Head) -> Statement:
+    """What it holds needs no other word that it is its agent's."""
+    sql = "DELETE FROM written_for WHERE agent = ? AND instr(?, hash)"
+    return sql, (agent_id, b"".join(block.hash for block in head.blocks))
 
 
 def _put_head(agent_id: str, head: Head) -> Statement:

@@ -72,6 +72,11 @@ Job = WriteBlock | SaveAgent | RemoveAgent | DeleteBlocks | Quarantine | Barrier
 Written = dict[Ticket, BlockFile]
 
 
+def names(jobs: Iterable[WriteBlock]) -> list[Statement]:
+    """Whose the blocks are."""
+    return [rows.write_for(job.block.hash, job.agent_id) for job in jobs if job.agent_id]
+
+
 def changes(
     batch: Iterable[Job], written: Mapping[Ticket, BlockFile]
 ) -> tuple[list[Statement], set[BlockHash]]:
@@ -83,6 +88,7 @@ def changes(
             case WriteBlock() if file := written.get(job.ticket):
                 statements.append(rows.put_block(file, job.ticket.clock))
                 statements.append(rows.drop_doomed(job.block.hash))
+                statements += names([job])
                 doomed.discard(job.block.hash)
             case SaveAgent():
                 statements += rows.put_agent(job.agent)

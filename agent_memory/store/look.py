@@ -20,6 +20,7 @@ from agent_memory.store.format import BlockFile, Rejected, identify
 from agent_memory.store.index import Index
 from agent_memory.store.recover import VERSION, block_files, load_agents, read_rows
 from agent_memory.store.state_dir import StateDir
+from agent_memory.store.unfinished import take_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,9 @@ def _read(state: StateDir) -> tuple[Catalog, Agents]:
             found, catalog = read_rows(index), Catalog()
             for row in found.blocks.values():
                 catalog.load(*row)
-            return catalog, load_agents(catalog, found)
+            agents = load_agents(catalog, found)
+            take_over(agents, catalog, found.written_for)
+            return catalog, agents
         finally:
             index.close()
     except (sqlite3.Error, OSError, TypeError, ValueError) as error:

@@ -23,6 +23,7 @@ from agent_memory.store.format import MAX_FILE_BYTES, BlockFile, Rejected, ident
 from agent_memory.store.heads import Head, num_tokens
 from agent_memory.store.index import HeadRow, Index, Statement
 from agent_memory.store.state_dir import BLOCK_SUFFIX, StateDir, private_folder
+from agent_memory.store.unfinished import take_over
 from agent_memory.tenants import tenant_of
 
 VERSION = b"3\n"
@@ -33,7 +34,8 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class Found:
     """Every row of an index.  `blocks`: files, when they were last used and when read, in the order
-    of reading.  `clock`: the last there was.  `facts`: of agents."""
+    of reading.  `clock`: the last there was.  `facts`: of agents.  `written_for`: (block, agent),
+    of turns that were cut short."""
 
     blocks: dict[BlockHash, tuple[BlockFile, int, int]]
     clock: int
@@ -41,6 +43,7 @@ class Found:
     heads: list[HeadRow]
     facts: list[tuple[str, bool, int]]
     days: list[tuple[int, int, int]]
+    written_for: list[tuple[BlockHash, str]]
 
 
 def recover(state: StateDir, metrics: Metrics) -> tuple[Index, Catalog, Agents, Days]:
@@ -53,7 +56,11 @@ def recover(state: StateDir, metrics: Metrics) -> tuple[Index, Catalog, Agents, 
             scan = _Scan(state, metrics)
             scan.run(found)
             agents = load_agents(scan.catalog, found)
-            index.commit(scan.changes + _all_agents(agents))
+            useless = take_over(agents, scan.catalog, found.written_for)
+            doomed = [statement for h in useless for statement in rows.doom_block(h)]
+            index.commit(scan.changes + _all_agents(agents) + doomed)
+            if useless:
+                index.commit(scan.delete(useless))
             days = Days([Day(*row) for row in index.days()])
         except BaseException:
             index.close()
@@ -131,7 +138,8 @@ def read_rows(index: Index) -> Found:
     """Raises sqlite3.Error, TypeError or ValueError when they are odd."""
     blocks = {row[0].block.hash: row for row in index.blocks()}
     heads, facts, days = list(index.heads()), list(index.agents()), list(index.days())
-    return Found(blocks, index.last_clock(), index.doomed(), heads, facts, days)
+    rest = heads, facts, days, index.written_for()
+    return Found(blocks, index.last_clock(), index.doomed(), *rest)
 
 
 class _Scan:
@@ -146,7 +154,7 @@ class _Scan:
 
     def run(self, found: Found) -> None:
         on_disk = dict(block_files(self._state))
-        self._finish_deleting(found.doomed & on_disk.keys())
+        self.changes += self.delete(found.doomed & on_disk.keys())
         self.catalog.advance(found.clock)
         for block_hash, (file, used, read) in found.blocks.items():
             size = on_disk.pop(block_hash, None)
@@ -162,14 +170,14 @@ class _Scan:
             else:
                 self._adopt(block_hash)
 
-    def _finish_deleting(self, doomed: set[BlockHash]) -> None:
-        """Files that a crash kept from going after their rows."""
+    def delete(self, doomed: set[BlockHash]) -> list[Statement]:
+        """Files whose rows have gone.  -> that they have gone too"""
         paths = [self._state.block_path(block_hash) for block_hash in doomed]
         for path in paths:
             path.unlink()
         for folder in {path.parent for path in paths}:
             sync_folder(folder)
-        self.changes.append(rows.drop_all_doomed())
+        return [rows.drop_all_doomed()]
 
     def _adopt(self, block_hash: BlockHash) -> None:
         """Take a file without a row if it proves to be what its name says."""

@@ -7,7 +7,8 @@ A batch is what waits in the queue when the thread comes to it, up to MAX_BATCH_
 a barrier.  It becomes durable in this order, so that a crash anywhere leaves only what a start can
 put right:
 
-    1  bad files to quarantine; if there is no room, others deleted as in 3 and 4
+    1  bad files to quarantine; if there is no room, others deleted as in 3 and 4;  whose the
+       blocks are that come now
     2  each block: tmp/random -> write -> fsync -> rename;  then one fsync per folder
     3  one SQLite transaction, in the order of the queue; what is to be deleted is listed in it
     4  the files of deleted blocks removed, and with the next transaction the list of them
@@ -42,6 +43,7 @@ from agent_memory.store.jobs import (
     WriteBlock,
     Written,
     changes,
+    names,
     still_owed,
 )
 from agent_memory.store.limits import Budget
@@ -172,6 +174,8 @@ class Writer:
                 self._files.purge(job.let_go)
         day = self._tend(jobs)
         self._make_room(jobs)
+        if whose := names(self._wanted(jobs)):
+            self._index.commit(whose)  # no file is ever there without
         written = self._files.write(self._wanted(jobs), self._refuses)
         if num_bytes := sum(file.file_bytes for file in written.values()):
             self._budget.days.wrote(num_bytes)

@@ -58,11 +58,20 @@ class Head:
     chain: tuple[Block, ...]
 
 
+@dataclass(frozen=True)
+class Alone:
+    """Said: these are that agent's alone from now on, and go with it."""
+
+    agent: str
+    blocks: tuple[Block, ...]
+
+
 @dataclass
 class Promised:
     blocks: set[Block] = field(default_factory=set)
     head: tuple[Block, ...] = ()
     wiped: set[Block] = field(default_factory=set)
+    alone: dict[str, tuple[Block, ...]] = field(default_factory=dict)
 
     def hear(self, fact: object) -> None:
         match fact:
@@ -78,6 +87,8 @@ class Promised:
                     self.head = ()
             case Head():
                 self.head = fact.chain
+            case Alone():
+                self.alone[fact.agent] = fact.blocks
 
 
 class Story:
@@ -91,9 +102,9 @@ class Story:
     def blocks(self, *tokens: int) -> list[Block]:
         return chain(self.spec.fingerprint, tokens)
 
-    def put(self, *blocks: Block) -> None:
+    def put(self, *blocks: Block, agent_id: str | None = None) -> None:
         self.disk.tell(MayCome(blocks))
-        assert all(self.opener.put(*blocks))
+        assert all(self.opener.put(*blocks, agent_id=agent_id))
         self.disk.tell(Has(blocks))
 
     def record(self, blocks: Sequence[Block], superseded: Sequence[Block] = ()) -> None:
@@ -182,9 +193,19 @@ class Crashes:
             blocks = [store.find(BlockHash(bytes.fromhex(name))) for name in found]
             good = {block.hash for block in blocks if block and opener.read(block)}
             assert not again or (len(good) == len(found) and len(opener.quarantined()) == before)
+            if again:
+                _remove(opener, promised.alone)
             return good
         finally:
             opener.close()
+
+
+def _remove(opener: Opener, alone: dict[str, tuple[Block, ...]]) -> None:
+    for agent_id, blocks in alone.items():
+        if opener.store.agents.get(agent_id):
+            opener.store.remove(agent_id)
+        assert opener.store.wiped(10)
+        assert not [block for block in blocks if opener.file(block).exists()]
 
 
 def cuts(told: Told, num_unordered: int, rng: Random) -> list[tuple[Tree, int]]:

@@ -14,6 +14,7 @@ from tests.faults.stories import (
     EXTENTS,
     LONGER,
     SHORT,
+    Alone,
     Crashes,
     Extent,
     Has,
@@ -83,7 +84,21 @@ def make_room(story: Story) -> None:
     story.opener.close()
 
 
-STORIES = [make_room, remove, remove_one_of_two, fork_and_rewind]
+def unfinished(story: Story) -> None:
+    """Turns that never end: of the agent, and the first one of another."""
+    story.opener.open()
+    longer = story.blocks(*SHORT, *range(3000, 3500))
+    first_turn = story.blocks(*range(5000, 5600))
+    story.disk.tell(LetsGo((story.blocks(*SHORT)[2],)))  # the turn goes on from there
+    story.disk.tell(Alone(AGENT, tuple(longer[2:])))
+    story.disk.tell(Alone("ben", tuple(first_turn)))
+    story.put(*longer[2:4], agent_id=AGENT)
+    story.put(*first_turn, agent_id="ben")
+    story.put(*longer[4:], agent_id=AGENT)
+    story.opener.close()
+
+
+STORIES = [make_room, remove, remove_one_of_two, fork_and_rewind, unfinished]
 
 
 @pytest.mark.requirement("F-02", "S-24")
