@@ -215,7 +215,8 @@ class Transfer:
     async def receive(self, file: BinaryIO, name: Callable[[str], str]) -> str:
         """Keep what `file` holds; -> the agent's name, which `name` makes from that in the file.
 
-        Raises BadRequest, Conflict or Unavailable; then there is no agent of that name.
+        Raises BadRequest, Conflict or Unavailable; then there is no agent of that name, unless the
+        error says that it is only not on disk yet.
         """
         self._model_of(None)
         async with self._importing:
@@ -242,7 +243,12 @@ class Transfer:
             self._store.adopt(
                 *(agent_id, model.spec.fingerprint, chain, head.turns), checkpoints=checkpoints
             )
-        self._store.flush(FLUSH_S)
+        if not self._store.saved(FLUSH_S):
+            raise Unavailable(
+                f"'{outside(agent_id)}' is imported, but not all of it is on disk yet. It will be.",
+                reason="busy",
+                retry_after=5,
+            )
         return agent_id
 
     def _keep(

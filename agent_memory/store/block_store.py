@@ -278,8 +278,14 @@ class BlockStore:
         return self._writer.flush(timeout_s)
 
     def wiped(self, timeout_s: float) -> bool:
-        """Whether in time nothing is left of what was removed before, in files, rows and the log.
-        Who is in the way is waited for."""
+        """Whether in time nothing is left of what was removed before, in files, rows and log."""
+        return self.saved(timeout_s)
+
+    def saved(self, timeout_s: float) -> bool:
+        """Whether in time all that agents did before is on disk.  Who is in the way is waited for.
+
+        Of blocks `on_written` tells.
+        """
         deadline = time.monotonic() + timeout_s
         while self._writer.flush(max(0.0, deadline - time.monotonic())):
             if not self._writer.owes:

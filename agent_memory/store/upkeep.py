@@ -104,13 +104,20 @@ def wipe(state: StateDir) -> Amount:
 
 
 def wipe_agent(state: StateDir, agent_id: str) -> Amount:
-    """Delete what is that agent's alone, and the responses it was given.  Raises NotFound."""
+    """Delete what is that agent's alone, and the responses it was given.
+
+    Raises NotFound, and StateDirError if not all of it could be deleted.
+    """
     sizes = _wipe_responses(state, agent_id)
     store = BlockStore.open(state, Metrics(), NO_LIMITS)
     try:
         before = store.disk_bytes
         removed = store.remove(agent_id)
-        store.flush(CLOSE_S)
+        if not store.wiped(CLOSE_S):
+            raise StateDirError(
+                f"Not all of '{agent_id}' could be deleted from {state.path}. Close what else has "
+                "its index open, see the log for what cannot be written, and try again."
+            )
         return Amount(len(removed) + len(sizes), before - store.disk_bytes + sum(sizes))
     except NotFound:
         if not sizes:

@@ -2,25 +2,28 @@
 
 import asyncio
 import io
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import pytest
 
 from agent_memory.block import Block, BlockHash, chain, root_of, token_bytes
-from agent_memory.engine import archive
+from agent_memory.engine import archive, transfer
 from agent_memory.engine.agent_views import AgentViews
 from agent_memory.engine.archive import ArchivedBlock, ArchivedHead, ArchiveReader, Manifest
 from agent_memory.engine.mailbox import Mailbox
 from agent_memory.engine.transfer import Export, Model, Transfer
-from agent_memory.errors import BadRequest
+from agent_memory.errors import BadRequest, Unavailable
 from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
+from agent_memory.store.agents import Agent
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import encode, most_file_bytes
 from agent_memory.tenants import inside
@@ -81,8 +84,8 @@ async def whole(export: Export) -> bytes:
 
 def imported(opener: Opener, model: Model, raw: bytes, tenant: str | None = None) -> None:
     pool, mailbox = BlockPool(1 << 20), Mailbox()
-    transfer = Transfer(opener.store, pool, mailbox, lambda _: model)
-    agent = transfer._receive(io.BytesIO(raw), lambda name: inside(tenant, f"{name}-2"))
+    into = Transfer(opener.store, pool, mailbox, lambda _: model)
+    agent = into._receive(io.BytesIO(raw), lambda name: inside(tenant, f"{name}-2"))
     assert agent == inside(tenant, "ann-2")
 
 
@@ -342,3 +345,30 @@ def test_a_damaged_checkpoint_is_refused_and_nothing_is_kept(
     changed = np.frombuffer(raw, np.uint8).copy()
     changed[raw.index(states)] ^= 1
     is_refused(opener, model, changed.tobytes(), "wrong checksum")
+
+
+def test_an_import_is_done_when_it_is_on_disk(
+    monkeypatch: pytest.MonkeyPatch,
+    opener: Opener,
+    other: Opener,
+    model: Model,
+    blocks: list[Block],
+) -> None:
+    """Until then a crash would take the agent back."""
+    opener.open()
+    remember(opener, blocks, [])
+    raw, adopt = exported(opener, model), other.store.adopt
+    monkeypatch.setattr(transfer, "FLUSH_S", 1.0)
+    with closing(sqlite3.connect(other.path / "index.db", check_same_thread=False)) as db:
+
+        def locked(*args: Any, **kwargs: Any) -> Agent:
+            db.execute("BEGIN IMMEDIATE")
+            return adopt(*args, **kwargs)
+
+        monkeypatch.setattr(other.store, "adopt", locked)
+        with pytest.raises(Unavailable, match="not all of it is on disk yet"):
+            imported(other, model, raw)
+        db.rollback()
+    assert other.store.saved(10)
+    other.open()
+    assert other.store.agents.known("ann-2").heads[0].chain == tuple(blocks)

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from agent_memory.block import Block, BlockHash, chain, root_of
-from agent_memory.errors import Conflict
+from agent_memory.errors import Conflict, StateDirError
 from agent_memory.kv_spec import KVSpec
 from agent_memory.store import upkeep, writer
 from agent_memory.store.state_dir import StateDir
@@ -163,6 +163,24 @@ def test_a_removal_that_could_not_be_written_is_not_done_and_tried_again_soon(
     deadline = time.monotonic() + 10
     while store._writer.owes and time.monotonic() < deadline:
         time.sleep(0.05)  # nobody asks the store anything
+    assert no_trace(opener, [b"Agnes", blocks[0].hash])
+
+
+def test_a_wipe_says_when_it_could_not_be_done(
+    monkeypatch: pytest.MonkeyPatch, opener: Opener, blocks: list[Block]
+) -> None:
+    monkeypatch.setattr(upkeep, "CLOSE_S", 1.0)
+    opener.open()
+    remember(opener, "Agnes", blocks)
+    opener.close()
+    state = StateDir.unlocked(opener.path)
+    with closing(sqlite3.connect(state.index)) as db:
+        db.execute("BEGIN")
+        db.execute("SELECT * FROM blocks").fetchone()
+        with pytest.raises(StateDirError, match="Not all of 'Agnes'"):
+            upkeep.wipe_agent(state, "Agnes")
+        db.rollback()
+    opener.open()
     assert no_trace(opener, [b"Agnes", blocks[0].hash])
 
 
