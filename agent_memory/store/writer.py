@@ -15,7 +15,7 @@ put right:
     5  the catalog, then the callbacks, then the barriers
 
 If the transaction fails, blocks count as not written; agents and deletions are tried again with the
-next batch, or after IDLE_S.
+next batch, or after IDLE_S.  So are files that cannot be removed.
 """
 
 import sqlite3
@@ -80,6 +80,7 @@ class Writer:
         self._owed: list[Job] = []
         self._to_wipe = False  # an agent was removed, and its traces are not gone yet
         self._removed: list[BlockHash] = []  # files that have gone and are still listed to go
+        self._stuck: set[BlockHash] = set()  # files that should have gone with this batch
         self._queue: SimpleQueue[Job] = SimpleQueue()
         self._lock = Lock()
         self._wait_s = IDLE_S
@@ -151,6 +152,9 @@ class Writer:
         except Exception as error:  # the thread must outlive any failure; it is counted and told
             self._owed = still_owed(jobs)
             self._files.complain(error)
+        if stuck := self._stuck - {ticket.block_hash for ticket in written}:
+            self._owed.append(DeleteBlocks(tuple(stuck)))
+        self._stuck = set()
         for job in batch:
             if isinstance(job, WriteBlock):
                 self._settle(job, written.get(job.ticket))
@@ -188,7 +192,8 @@ class Writer:
         if (statements := dropped + done + today + touched + changed + credit) or flushed:
             reads = [rows.set_read(*read) for read in self._catalog.take_reads()]
             self._index.commit(statements + reads)
-        self._removed = self._files.remove(doomed)
+            self._removed = []
+        self._remove(doomed)
         if self._to_wipe:
             self._to_wipe = not self._wipe()
         self._metrics.blocks_written.inc(len(written))
@@ -229,7 +234,7 @@ class Writer:
         self._index.commit(statements)
         jobs.remove(job)
         free = self._budget.free()
-        self._removed += self._files.remove(doomed)
+        self._remove(doomed)
         if reason == "min_free_bytes":
             num_bytes = sum(file.file_bytes for file in files)
             self._budget.made_room(num_bytes, self._budget.free() - free)
@@ -251,13 +256,18 @@ class Writer:
         known = (self._agents.get(agent_id) for agent_id in changed)
         return [rows.set_written(agent) for agent in known if agent]
 
+    def _remove(self, doomed: set[BlockHash]) -> None:
+        gone = self._files.remove(doomed)
+        self._removed += gone
+        self._stuck |= doomed.difference(gone)
+
     def _wipe(self) -> bool:
         """What was removed is nowhere: no name comes back after a crash, no row is in the log."""
         try:
             self._files.sync(self._removed)
             self._index.commit([rows.drop_doomed(h) for h in self._removed])
             self._removed = []
-            return self._index.wipe_log()
+            return self._index.wipe_log() and not self._stuck
         except (OSError, sqlite3.Error) as error:
             self._files.complain(error)
             return False

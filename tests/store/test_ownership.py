@@ -1,9 +1,11 @@
 """What agents own, on disk: what forks share, and what goes with whom."""
 
+import errno
 import random
 import sqlite3
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -182,6 +184,35 @@ def test_a_wipe_says_when_it_could_not_be_done(
         db.rollback()
     opener.open()
     assert no_trace(opener, [b"Agnes", blocks[0].hash])
+
+
+@pytest.mark.requirement("S-24")
+def test_a_file_that_cannot_be_deleted_now_is_deleted_later(
+    monkeypatch: pytest.MonkeyPatch, opener: Opener, blocks: list[Block]
+) -> None:
+    """Until then the removal is not done.  A block that is written anew meanwhile stays."""
+    monkeypatch.setattr(writer, "IDLE_S", 0.05)
+    store, unlink = opener.open(), Path.unlink
+    remember(opener, "Agnes", blocks)
+    stuck = {opener.file(block) for block in blocks[:2]}
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path in stuck:
+            raise PermissionError(errno.EPERM, "no")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    store.remove("Agnes")
+    assert not store.wiped(0.3)
+    assert files(opener) == names(*blocks[:2])
+    assert opener.put(blocks[0]) == [True]
+    assert not store.wiped(0.3)
+    stuck.clear()
+    assert store.wiped(5)
+    assert files(opener) == names(blocks[0])
+    assert no_trace(opener, [b"Agnes", blocks[1].hash])
+    opener.open()
+    assert opener.read(blocks[0])
 
 
 def test_what_follows_anonymously_is_kept(
