@@ -3,7 +3,6 @@
 Knows how to count tokens by tier and whose blocks are whose.  Changes nothing.  Any thread.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -65,21 +64,11 @@ class AgentViews:
 
     def all(self, tenant: str | None) -> list[AgentView]:
         """Those of a tenant, the most recently used first."""
-        agents = [a for a in self._store.agents.all() if tenant_of(a.id) == tenant]
-        num_owners = Counter(block_hash for agent in agents for block_hash in _blocks(agent))
-        return [self._view(agent, num_owners) for agent in agents]
+        return [self.one(a) for a in self._store.agents.all() if tenant_of(a.id) == tenant]
 
     def one(self, agent: Agent) -> AgentView:
-        own = _blocks(agent)
-        num_owners = Counter(own)
-        for other in self._store.agents.all():
-            if other.id != agent.id:
-                num_owners.update(own & _blocks(other))
-        return self._view(agent, num_owners)
-
-    def _view(self, agent: Agent, num_owners: "Counter[BlockHash]") -> AgentView:
-        own = _blocks(agent)
-        num_shared = sum(num_owners[block_hash] > 1 for block_hash in own)
+        own = {block.hash for head in agent.heads for block in head.chain}
+        num_shared = len(own & self._store.agents.shared(agent))
         return AgentView(
             id=agent.id,
             heads=tuple(self._head(head) for head in agent.heads),
@@ -107,10 +96,6 @@ class AgentViews:
             ),
             chain=head.chain,
         )
-
-
-def _blocks(agent: Agent) -> set[BlockHash]:
-    return {block.hash for head in agent.heads for block in head.chain}
 
 
 def spans(head: Head) -> Iterator[tuple[Block, int]]:

@@ -119,6 +119,15 @@ class Agents:
         with self._lock:
             return block_hash in self._owners
 
+    def shared(self, agent: Agent) -> set[BlockHash]:
+        """Blocks and checkpoints of it that other agents have in mind, too."""
+        with self._lock:
+            return {
+                block_hash
+                for block_hash in agent.owned()
+                if any(self._of[ordinal] != agent.id for ordinal in self._owners.of(block_hash))
+            }
+
     def rank(self, block_hash: BlockHash) -> Rank:
         with self._lock:
             owners = self._owners.of(block_hash)

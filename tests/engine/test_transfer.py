@@ -23,7 +23,7 @@ from agent_memory.engine.transfer import Export, Model, Transfer
 from agent_memory.errors import BadRequest, Unavailable
 from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
-from agent_memory.store.agents import Agent
+from agent_memory.store.agents import Agent, Agents
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import encode, most_file_bytes
 from agent_memory.tenants import inside
@@ -206,6 +206,22 @@ def test_their_bytes_are_the_agents_but_they_are_no_blocks(
     view = AgentViews(store, BlockPool(1 << 20)).one(store.agents.known("ann"))
     assert (view.own_blocks, view.shared_blocks, view.nbytes) == (3, 0, store.disk_bytes)
     assert (view.heads[0].num_blocks, view.heads[0].on_disk) == (3, 600)
+
+
+def test_one_is_seen_without_a_look_at_all_the_others(
+    monkeypatch: pytest.MonkeyPatch, opener: Opener, blocks: list[Block]
+) -> None:
+    store = opener.open()
+    remember(opener, blocks, [])
+    store.fork("ann", "eve")
+    store.rewind("eve", 512)
+    views = AgentViews(store, BlockPool(1 << 20))
+    seen = {view.id: (view.own_blocks, view.shared_blocks) for view in views.all(None)}
+    assert seen == {"ann": (1, 2), "eve": (0, 2)}
+    monkeypatch.delattr(Agents, "all")
+    for name, counts in seen.items():
+        view = views.one(store.agents.known(name))
+        assert (view.own_blocks, view.shared_blocks) == counts
 
 
 # ── hostile files ────────────────────────────────────────────────────────────────────────────────
