@@ -73,16 +73,21 @@ class BlockFiles:
         except OSError as error:
             self.complain(error)
 
-    def purge(self, hashes: Iterable[BlockHash]) -> None:
-        """What was refused of these goes from there, too: it holds what was said."""
+    def purge(self, hashes: Iterable[BlockHash]) -> bool:
+        """What was refused of these goes from there, too: it holds what was said.  So does every
+        index: it holds names, and all that could be had of it was had at the start.  Says whether
+        they have gone."""
         names = {block_hash.hex() for block_hash in hashes}
         try:
             for path in self._state.quarantine.iterdir():
-                if path.name.partition(".")[0] in names:
+                is_index = path.name.startswith(self._state.index.name)
+                if (is_index or path.name.partition(".")[0] in names) and not path.is_dir():
                     path.unlink(missing_ok=True)
             sync_folder(self._state.quarantine)
         except OSError as error:
             self.complain(error)
+            return False
+        return True
 
     def remove(self, hashes: Iterable[BlockHash]) -> list[BlockHash]:
         """-> those that have gone or were not there"""

@@ -79,6 +79,7 @@ class Writer:
         self._tended = False
         self._owed: list[Job] = []
         self._to_wipe = False  # an agent was removed, and its traces are not gone yet
+        self._to_purge: set[BlockHash] = set()  # of these, in quarantine
         self._removed: list[BlockHash] = []  # files that have gone and are still listed to go
         self._stuck: set[BlockHash] = set()  # files that should have gone with this batch
         self._queue: SimpleQueue[Job] = SimpleQueue()
@@ -175,7 +176,9 @@ class Writer:
         for job in jobs:
             if isinstance(job, RemoveAgent) and job.wipe:
                 self._to_wipe = True
-                self._files.purge(job.let_go)
+                self._to_purge.update(job.let_go)
+        if purged := not self._to_wipe or self._files.purge(self._to_purge):
+            self._to_purge.clear()
         day = self._tend(jobs)
         self._make_room(jobs)
         if whose := names(self._wanted(jobs)):
@@ -195,7 +198,7 @@ class Writer:
             self._removed = []
         self._remove(doomed)
         if self._to_wipe:
-            self._to_wipe = not self._wipe()
+            self._to_wipe = not (self._wipe() and purged)
         self._metrics.blocks_written.inc(len(written))
         self._metrics.bytes_written.inc(num_bytes)
         return written

@@ -132,6 +132,38 @@ def test_what_was_refused_of_a_removed_agent_goes_too(opener: Opener, blocks: li
     assert no_trace(opener, [b"Agnes", blocks[1].tokens[:200]])
 
 
+@pytest.mark.requirement("S-24")
+@pytest.mark.parametrize("is_wiped", [False, True], ids=["removed", "wiped"])
+def test_indexes_in_quarantine_go_with_an_agent(
+    monkeypatch: pytest.MonkeyPatch, opener: Opener, blocks: list[Block], is_wiped: bool
+) -> None:
+    """They tell its name and what it said.  If one cannot go now, the removal is not done."""
+    monkeypatch.setattr(writer, "IDLE_S", 0.05)
+    opener.open()
+    remember(opener, "Agnes", blocks)
+    opener.close()
+    upkeep.rebuild(StateDir.unlocked(opener.path))
+    [kept] = opener.path.glob("quarantine/index.db.*")
+    assert b"Agnes" in kept.read_bytes()
+    if is_wiped:
+        upkeep.wipe_agent(StateDir.unlocked(opener.path), "Agnes")
+    else:
+        store, unlink = opener.open(), Path.unlink
+        with monkeypatch.context() as patch:
+
+            def refused(path: Path, missing_ok: bool = False) -> None:
+                if path == kept:
+                    raise PermissionError(errno.EPERM, "no")
+                unlink(path, missing_ok)
+
+            patch.setattr(Path, "unlink", refused)
+            store.remove("Agnes")
+            assert not store.wiped(0.3)
+        assert store.wiped(5)
+    assert not list(opener.path.glob("quarantine/*"))
+    assert no_trace(opener, [b"Agnes", blocks[2].hash, blocks[2].tokens[:200]])
+
+
 def test_traces_go_even_if_somebody_was_reading_the_index(
     opener: Opener, blocks: list[Block]
 ) -> None:
