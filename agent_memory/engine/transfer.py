@@ -236,8 +236,13 @@ class Transfer:
         root = root_of(model.spec.fingerprint, tenant_of(agent_id))
         own = _renamed([chain for _, chain, _ in proven_heads], found, root)
         file.seek(0)
-        self._keep(agent_id, file, model, own)
-        self._refuse_taken(agent_id)
+        put = set[BlockHash]()
+        try:
+            self._keep(agent_id, file, model, own, put)
+            self._refuse_taken(agent_id)
+        except BaseException:
+            self._store.give_up(b for b in reversed(own.values()) if b.hash in put)
+            raise
         for head, *parts in reversed(proven_heads):
             chain, checkpoints = (tuple(own[block.hash] for block in part) for part in parts)
             self._store.adopt(
@@ -252,10 +257,15 @@ class Transfer:
         return agent_id
 
     def _keep(
-        self, agent_id: str, file: BinaryIO, model: Model, own: Mapping[BlockHash, Block]
+        self,
+        agent_id: str,
+        file: BinaryIO,
+        model: Model,
+        own: Mapping[BlockHash, Block],
+        put: set[BlockHash],
     ) -> None:
         """Have every block written that is not there yet.  `own`: what it is here, by its name in
-        the file."""
+        the file.  `put` gets those that were not there."""
         room, missing = threading.Semaphore(MAX_ON_THEIR_WAY), list[BlockHash]()
 
         def written(block_hash: BlockHash, present: bool) -> None:
@@ -271,6 +281,7 @@ class Transfer:
             if self._store.find(block.hash) or self._store.pending(block.hash):
                 room.release()
             else:
+                put.add(block.hash)
                 self._store.put(block, payload, model.spec, written, agent_id)
         self._store.flush(FLUSH_S)
         if missing or any(self._store.find(block.hash) is None for block in own.values()):

@@ -20,7 +20,7 @@ from agent_memory.store.format import full_file_bytes
 from agent_memory.store.heads import Chain, Turn
 from agent_memory.store.held import HeldFile
 from agent_memory.store.index import Index
-from agent_memory.store.jobs import OnWritten, RemoveAgent, SaveAgent, WriteBlock
+from agent_memory.store.jobs import DeleteBlocks, OnWritten, RemoveAgent, SaveAgent, WriteBlock
 from agent_memory.store.limits import Budget, Limits
 from agent_memory.store.reader import Deliver, Readers
 from agent_memory.store.recover import recover
@@ -138,6 +138,13 @@ class BlockStore:
         if not self._writer.submit(job):
             on_written(block.hash, self._catalog.settle(ticket, None))
 
+    def give_up(self, blocks: Iterable[Block]) -> None:
+        """They were put for a conversation that will not be, and come each after those that follow
+        it.  What nobody has in mind and nothing follows goes."""
+        with self._verbs:
+            let_go = self._let_go((block,) for block in blocks)
+            self._writer.submit(DeleteBlocks(tuple(block.hash for block in let_go)))
+
     # ── what agents own: in effect at once, on disk with the writer's next batch ─────────────
 
     def record(
@@ -231,7 +238,7 @@ class BlockStore:
         """
         with self._verbs:
             changed = self.agents.remove(agent_id)
-            let_go = tuple(block.hash for block in self._let_go(changed))
+            let_go = tuple(block.hash for block in self._let_go(changed.loose))
             self._writer.submit(RemoveAgent(agent_id, let_go, wipe=True))
             return set(let_go)
 
@@ -243,14 +250,14 @@ class BlockStore:
                 self._writer.submit(SaveAgent(agent) if agent else RemoveAgent(agent_id))
 
     def _save(self, changed: Changed) -> Chain:
-        let_go = self._let_go(changed)
+        let_go = self._let_go(changed.loose)
         self._writer.submit(SaveAgent(changed.agent, tuple(block.hash for block in let_go)))
         return let_go
 
-    def _let_go(self, changed: Changed) -> Chain:
+    def _let_go(self, loose: Iterable[Chain]) -> Chain:
         """Forget, leaf first, what nobody owns any more and nothing follows."""
         blocks = dict[BlockHash, Block]()
-        for chain in changed.loose:
+        for chain in loose:
             for block in reversed(chain):
                 if self.agents.owns(block.hash):
                     break

@@ -16,14 +16,13 @@ import pytest
 
 from agent_memory.block import Block, BlockHash, chain, root_of, token_bytes
 from agent_memory.engine import archive, transfer
-from agent_memory.engine.agent_views import AgentViews
 from agent_memory.engine.archive import ArchivedBlock, ArchivedHead, ArchiveReader, Manifest
 from agent_memory.engine.mailbox import Mailbox
 from agent_memory.engine.transfer import Export, Model, Transfer
 from agent_memory.errors import BadRequest, Unavailable
 from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
-from agent_memory.store.agents import Agent, Agents
+from agent_memory.store.agents import Agent
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import encode, most_file_bytes
 from agent_memory.tenants import inside
@@ -198,32 +197,6 @@ def test_one_that_is_gone_is_left_out_and_one_in_ram_goes_along(
     assert other.read(in_ram)
 
 
-def test_their_bytes_are_the_agents_but_they_are_no_blocks(
-    opener: Opener, blocks: list[Block], checkpoints: list[Block]
-) -> None:
-    store = opener.open()
-    remember(opener, blocks, checkpoints)
-    view = AgentViews(store, BlockPool(1 << 20)).one(store.agents.known("ann"))
-    assert (view.own_blocks, view.shared_blocks, view.nbytes) == (3, 0, store.disk_bytes)
-    assert (view.heads[0].num_blocks, view.heads[0].on_disk) == (3, 600)
-
-
-def test_one_is_seen_without_a_look_at_all_the_others(
-    monkeypatch: pytest.MonkeyPatch, opener: Opener, blocks: list[Block]
-) -> None:
-    store = opener.open()
-    remember(opener, blocks, [])
-    store.fork("ann", "eve")
-    store.rewind("eve", 512)
-    views = AgentViews(store, BlockPool(1 << 20))
-    seen = {view.id: (view.own_blocks, view.shared_blocks) for view in views.all(None)}
-    assert seen == {"ann": (1, 2), "eve": (0, 2)}
-    monkeypatch.delattr(Agents, "all")
-    for name, counts in seen.items():
-        view = views.one(store.agents.known(name))
-        assert (view.own_blocks, view.shared_blocks) == counts
-
-
 # ── hostile files ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -388,3 +361,26 @@ def test_an_import_is_done_when_it_is_on_disk(
     assert other.store.saved(10)
     other.open()
     assert other.store.agents.known("ann-2").heads[0].chain == tuple(blocks)
+
+
+def test_an_import_that_fails_leaves_nothing(
+    opener: Opener,
+    other: Opener,
+    model: Model,
+    blocks: list[Block],
+    checkpoints: list[Block],
+) -> None:
+    """But what was there before."""
+    opener.open()
+    remember(opener, blocks, checkpoints)
+    raw = exported(opener, model)
+    other.put(blocks[0])
+    other.limits = replace(other.limits, disk_bytes=other.store.disk_bytes * 5 // 2)
+    other.open()
+    with pytest.raises(Unavailable, match="was not imported"):
+        imported(other, model, raw)
+    assert other.store.flush(5)
+    other.store.check()
+    assert [path.stem for path in other.path.glob("blocks/*/*")] == [blocks[0].hash.hex()]
+    other.open()
+    assert other.store.agents.all() == []
