@@ -155,12 +155,12 @@ def add_service(command: argparse.ArgumentParser) -> None:
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text, description=text)
-        add_config(verb)
-        add_setting(verb, SETTING["state_dir"])
         verb.add_argument("--kind", choices=("launchd", "systemd"), help="Default: this system's.")
         return verb
 
     install = add("install", "start it now, at every login, and again when it fails")
+    add_config(install)
+    add_setting(install, SETTING["state_dir"])
     install.add_argument("--print", action="store_true", help="Only show what would be written.")
     install.add_argument("--force", action="store_true", help="Replace what is installed.")
     add("uninstall", "end it and forget about it; what is remembered stays")

@@ -7,6 +7,7 @@ before it kills come from stages.py, with a reserve.  Runs nothing.  Any thread.
 import os
 import plistlib
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from xml.parsers.expat import ExpatError
@@ -63,6 +64,13 @@ class Launchd:
             return float(plistlib.loads(text.encode())["ExitTimeOut"])
         except (plistlib.InvalidFileException, ExpatError, ValueError, KeyError, TypeError):
             return None
+
+    def command(self, text: str) -> list[str]:
+        """What is run; [] if the file is none of ours."""
+        try:
+            return [str(word) for word in plistlib.loads(text.encode())["ProgramArguments"]]
+        except (plistlib.InvalidFileException, ExpatError, ValueError, KeyError, TypeError):
+            return []
 
     def start(self) -> list[Step]:
         load = ("launchctl", "bootstrap", self._domain, str(self.path))
@@ -129,6 +137,15 @@ WantedBy=default.target
         """As of Launchd.  Seconds alone are understood, as we write them."""
         found = re.search(r"^TimeoutStopSec=(\d+(?:\.\d+)?)s?$", text, re.MULTILINE)
         return float(found[1]) if found else None
+
+    def command(self, text: str) -> list[str]:
+        """As of Launchd."""
+        found = re.search(r"^ExecStart=(.+)$", text, re.MULTILINE)
+        try:
+            words = shlex.split(found[1]) if found else []
+        except ValueError:
+            return []
+        return [word.replace("%%", "%").replace("$$", "$") for word in words]
 
     def start(self) -> list[Step]:
         return [self._do("start", self._unit)]

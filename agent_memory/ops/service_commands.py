@@ -7,6 +7,7 @@ import argparse
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from agent_memory import config
@@ -22,21 +23,18 @@ VARIABLES = [setting.variable for setting in config.SETTINGS]
 
 def main(args: argparse.Namespace) -> int:
     """Raises StartError."""
-    settings = config.load(vars(args), {}, args.config)  # what the service will see
-    if args.verb == "install" and (here := sorted(set(VARIABLES) & os.environ.keys())):
-        sys.stderr.write(
-            f"agent-memory: a service does not see {', '.join(here)}: settings of its own go into "
-            f"{args.config or config.CONFIG_FILE}\n"
-        )
     kind = args.kind or ("launchd" if sys.platform == "darwin" else "systemd")
-    return Commands(KINDS[kind](Path.home()), settings, args).run()
+    return Commands(KINDS[kind](Path.home()), args).run()
 
 
 class Commands:
-    def __init__(self, kind: Launchd | Systemd, settings: Config, args: argparse.Namespace) -> None:
+    """Which server is meant the installed file says, whatever the settings are by now."""
+
+    def __init__(self, kind: Launchd | Systemd, args: argparse.Namespace) -> None:
         self._kind = kind
-        self._settings = settings
         self._args = args
+        there = kind.path.exists()
+        self._installed = kind.path.read_text("utf-8", "replace") if there else ""
 
     def run(self) -> int:
         commands = {
@@ -49,7 +47,13 @@ class Commands:
         return commands[self._args.verb]()
 
     def _install(self) -> int:
-        kind, text = self._kind, self._kind.text(self._command(), self._settings.drain_timeout)
+        kind, settings = self._kind, config.load(vars(self._args), {}, self._args.config)
+        text = kind.text(self._command(settings), settings.drain_timeout)  # as the service sees it
+        if here := sorted(set(VARIABLES) & os.environ.keys()):
+            sys.stderr.write(
+                f"agent-memory: a service does not see {', '.join(here)}: settings of its own go "
+                f"into {self._args.config or config.CONFIG_FILE}\n"
+            )
         if self._args.print:
             sys.stdout.write(text)
             return 0
@@ -103,17 +107,26 @@ class Commands:
     def _let_it_end(self) -> None:
         """launchd has been seen to kill seconds after it asked to end: it is asked when nothing
         runs any more.  systemd waits as it is told."""
-        running = Running.find(self._settings.state_dir)
-        if isinstance(self._kind, Launchd) and running is not None and running.holder.url:
-            running.stop(None, lambda stage: None)
+        if isinstance(self._kind, Launchd):
+            running = Running.find(self._state_dir())
+            if running is not None and running.holder.url:
+                running.stop(None, lambda stage: None)
 
-    def _command(self) -> list[str]:
+    def _state_dir(self) -> Path:
+        """Of the server that is installed."""
+        named = dict(pairwise(self._kind.command(self._installed)))
+        if "--state-dir" in named:
+            return Path(named["--state-dir"])
+        file = named.get("--config")
+        return config.load({}, {}, Path(file) if file else None).state_dir
+
+    def _command(self, settings: Config) -> list[str]:
         """Settings are read from their file at each start; only what was named here is fixed."""
         command = [sys.executable, "-m", "agent_memory", "serve", "--log-format", "json"]
         if self._args.config is not None:
             command += ["--config", str(self._args.config.expanduser().absolute())]
         if "state_dir" in vars(self._args):
-            command += ["--state-dir", str(self._settings.state_dir)]
+            command += ["--state-dir", str(settings.state_dir)]
         return command
 
     def _known(self) -> None:

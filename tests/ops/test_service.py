@@ -144,10 +144,11 @@ def test_numbers_follow_the_settings(home: Path) -> None:
     flags = ("install", "--print", "--config", str(odd), "--state-dir", str(home / "a b"))
     unit = service(home, *flags, "--kind", "systemd").stdout
     assert Systemd(home).stop_s(unit) == supervisor_s(300) == 335
+    words = Systemd(home).command(unit)
+    assert words[-4:] == ["--config", str(odd), "--state-dir", f"{home}/a b"]
     assert f'--config "{home}/my \\"100%%\\" $$settings.toml" --state-dir "{home}/a b"' in unit
-    agent = plistlib.loads(service(home, *flags, "--kind", "launchd").stdout.encode())
-    assert agent["ExitTimeOut"] == 335
-    assert agent["ProgramArguments"][-4:] == ["--config", str(odd), "--state-dir", f"{home}/a b"]
+    agent = service(home, *flags, "--kind", "launchd").stdout
+    assert Launchd(home).stop_s(agent) == 335 and Launchd(home).command(agent) == words
 
 
 def test_settings_of_this_shell_are_none_of_the_services(home: Path) -> None:
@@ -157,9 +158,12 @@ def test_settings_of_this_shell_are_none_of_the_services(home: Path) -> None:
     assert all(name in done.stderr for name in here) and "config.toml" in done.stderr
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "<plist", "TimeoutStopSec=\n", "\0"])
-def test_a_file_that_is_none_of_ours_names_no_time(text: str, tmp_path: Path) -> None:
-    assert Launchd(tmp_path).stop_s(text) is None and Systemd(tmp_path).stop_s(text) is None
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "<plist", "TimeoutStopSec=\n", 'ExecStart="\n', "\0"]
+)
+def test_a_file_that_is_none_of_ours_names_nothing(text: str, tmp_path: Path) -> None:
+    for kind in (Launchd(tmp_path), Systemd(tmp_path)):
+        assert kind.stop_s(text) is None and kind.command(text) == []
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd")
@@ -179,11 +183,16 @@ def test_systemd_understands_the_unit(home: Path) -> None:
     assert done.returncode == 0 and not [line for line in complaints if unit.name in line]
 
 
-def test_launchd_is_told_to_forget_it_when_the_server_has_ended(home: Path) -> None:
-    assert service(home, "install", "--kind", "launchd").returncode == 0
-    calls(home)
+@pytest.mark.parametrize("flag", ["--state-dir", "--config"])
+def test_launchd_is_told_to_forget_it_when_the_server_has_ended(flag: str, home: Path) -> None:
+    """Which server that is the installed file says, itself or in the settings it names."""
     with Server(home).wait_ready() as server:
-        done = service(home, "stop", "--kind", "launchd", "--state-dir", str(server.state_dir))
+        file = home / "settings.toml"
+        file.write_text(f"state_dir = '{server.state_dir}'\n")
+        value = {"--state-dir": str(server.state_dir), "--config": str(file)}[flag]
+        assert service(home, "install", "--kind", "launchd", flag, value).returncode == 0
+        calls(home)
+        done = service(home, "stop", "--kind", "launchd")
         assert done.returncode == 0 and calls(home) == LAUNCHD["stop"]
         assert server.wait(0.5) == 0
 
