@@ -17,6 +17,7 @@ from agent_memory.stages import supervisor_s
 LABEL = "agent-memory"
 OPEN_FILES = 8192
 THROTTLE_S = 30
+START_S = 120
 WATCHDOG_S = 120
 NEVER_AGAIN = (64, 73, 75, 78)
 """Exit statuses that the next start would only repeat."""
@@ -116,7 +117,7 @@ NotifyAccess=main
 ExecStart={" ".join(map(_quoted, command))}
 KillSignal=SIGTERM
 KillMode=mixed
-TimeoutStartSec=120
+TimeoutStartSec={START_S}
 TimeoutStopSec={supervisor_s(drain_timeout_s)}
 TimeoutStopFailureMode=abort
 WatchdogSec={WATCHDOG_S}

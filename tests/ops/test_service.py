@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_memory.ops.service import KINDS, Launchd, Systemd
+from agent_memory import cli
+from agent_memory.ops.service import KINDS, START_S, Launchd, Systemd
 from agent_memory.stages import BUDGETS_S, supervisor_s
 from tests.process import Server
 
@@ -149,6 +150,30 @@ def test_numbers_follow_the_settings(home: Path) -> None:
     assert f'--config "{home}/my \\"100%%\\" $$settings.toml" --state-dir "{home}/a b"' in unit
     agent = service(home, *flags, "--kind", "launchd").stdout
     assert Launchd(home).stop_s(agent) == 335 and Launchd(home).command(agent) == words
+
+
+@pytest.mark.parametrize("drain_timeout", [25, 300])
+def test_a_command_waits_longer_than_its_supervisor(
+    drain_timeout: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the service was installed: settings may have changed since."""
+    settings = home / "settings.toml"
+    settings.write_text(f"drain_timeout = {drain_timeout}\n")
+    flags = ("--config", str(settings), "--kind", "systemd")
+    assert service(home, "install", *flags).returncode == 0
+    settings.unlink()
+    waits = list[float]()
+
+    def noted(command: tuple[str, ...], *, timeout: float, **_how: object) -> object:
+        waits.append(timeout)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(subprocess, "run", noted)
+    for verb in ("start", "stop", "uninstall"):
+        assert cli.main(["service", verb, "--kind", "systemd"]) == 0
+    assert waits and min(waits) > max(START_S, supervisor_s(drain_timeout))
 
 
 def test_settings_of_this_shell_are_none_of_the_services(home: Path) -> None:
