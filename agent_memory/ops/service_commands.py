@@ -7,6 +7,7 @@ import argparse
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -70,9 +71,21 @@ class Commands:
         for folder in {kind.path.parent, *({kind.log.parent} if isinstance(kind, Launchd) else ())}:
             folder.mkdir(parents=True, exist_ok=True)
         kind.path.write_text(text, "utf-8")
-        self._run(kind.install())
+        try:
+            self._run(kind.install())
+        except RequestRefused:
+            self._undo()
+            raise
         _say(f"{kind.path} is written; the server runs and starts again at every login.")
         return 0
+
+    def _undo(self) -> None:
+        """A file that the supervisor does not take is not left behind."""
+        with suppress(RequestRefused):
+            self._run(self._kind.uninstall())
+        self._kind.path.unlink()
+        with suppress(RequestRefused):
+            self._run(self._kind.removed())
 
     def _uninstall(self) -> int:
         self._known()

@@ -120,10 +120,31 @@ def test_what_is_there_is_replaced_only_on_demand(home: Path) -> None:
 def test_a_supervisor_that_says_no_is_quoted(home: Path) -> None:
     refused = service(home, "install", "--kind", "launchd", FAILING="kickstart")
     assert refused.returncode == 1 and "failed with 5: not now" in refused.stderr
+    assert service(home, "install", "--kind", "launchd").returncode == 0
     assert service(home, "start", "--kind", "launchd", FAILING="bootstrap").returncode == 0
     assert service(home, "status", "--kind", "launchd", FAILING="print").returncode == 5
     alone = service(home, "status", "--kind", "launchd", PATH="/nowhere")
     assert alone.returncode == 1 and "docs/operations.md" in alone.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_no_supervisor_takes_is_not_left_behind(kind: str, home: Path) -> None:
+    """So that it can be installed when there is one, or the reason has gone."""
+    alone = service(home, "install", "--kind", kind, PATH="/nowhere")
+    assert alone.returncode == 1 and "There is no program" in alone.stderr
+    assert not KINDS[kind](home).path.exists()
+    begins = {"launchd": "kickstart", "systemd": "enable"}[kind]
+    refused = service(home, "install", "--kind", kind, FAILING=begins)
+    assert refused.returncode == 1 and "failed with 5: not now" in refused.stderr
+    assert not KINDS[kind](home).path.exists()
+    assert (
+        calls(home)[-len(SYSTEMD["uninstall"]) :]
+        == {
+            "launchd": [f"launchctl kickstart {DOMAIN}/agent-memory", *LAUNCHD["uninstall"]],
+            "systemd": SYSTEMD["uninstall"],
+        }[kind]
+    )
+    assert service(home, "install", "--kind", kind).returncode == 0
 
 
 @pytest.mark.requirement("L-34", "L-36")
