@@ -77,6 +77,16 @@ def test_an_agent_through_all_verbs(server: Server, tmp_path: Path) -> None:
     assert agents(server, "rm", "eve").returncode == agents(server, "rm", "ben").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("", "is a folder"), ("..", "is a folder"), ("x" * 300, "cannot be written")],
+)
+def test_an_export_is_a_file(server: Server, target: str, said: str) -> None:
+    refused = agents(server, "export", "ann", "-o", target, "--force")
+    assert refused.returncode == 64 and said in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_an_export_replaces_nothing_unless_told_to(server: Server, tmp_path: Path) -> None:
     file = tmp_path / "there"
     file.write_text("mine")
