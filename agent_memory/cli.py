@@ -33,8 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, others = apart(sys.argv[1:] if argv is None else argv)
     try:
         args = parser().parse_args(own, argparse.Namespace(arguments=others))
-        if others and args.run is not launch:
-            raise UsageError("only 'launch' takes arguments after --")
         code: int = args.run(args)
     except StartError as error:
         sys.stderr.write(f"agent-memory: {error}\n")
@@ -43,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Our arguments, and what comes after -- for somebody else."""
-    end = argv.index("--") if "--" in argv else len(argv)
+    """Our arguments, and what comes after -- for a client that is launched."""
+    end = argv.index("--") if argv[:1] == ["launch"] and "--" in argv else len(argv)
     return list(argv[:end]), list(argv[end + 1 :])
 
 
@@ -238,6 +236,7 @@ def add_agents(command: argparse.ArgumentParser) -> None:
         verb = verbs.add_parser(name, help=text, description=text, parents=[common, *parents])
         if agent:
             verb.add_argument("agent", metavar="AGENT")
+            verb.epilog = "A name that begins with - comes after --, behind everything else."
         return verb
 
     add("ls", "who is remembered", agent=False)
