@@ -17,9 +17,11 @@ from agent_memory.errors import StartError, UsageError
 from agent_memory.keys import CLIENT_VARIABLE
 from agent_memory.ops import backend, blas
 from agent_memory.store.state_dir import StateDir
+from agent_memory.values import seconds
 
 SETTING = {setting.name: setting for setting in config.SETTINGS}
 URL = "http://127.0.0.1:8000"
+MOST_STOP_S = 86_400
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,8 +82,8 @@ def add_config(command: argparse.ArgumentParser) -> None:
 
 def add_setting(command: argparse.ArgumentParser, setting: config.Setting) -> None:
     text = f"{setting.text} Allowed: {setting.allowed}. Default: {setting.default}."
-    metavar = "FILE" if setting.secret else "VALUE"
-    how: dict[str, Any] = {"type": flag_value(setting), "metavar": metavar}
+    read = flag_value(setting.read_flag, setting.allowed)
+    how: dict[str, Any] = {"type": read, "metavar": "FILE" if setting.secret else "VALUE"}
     if bool in setting.toml_types:
         how = {"action": argparse.BooleanOptionalAction}
     elif setting.repeats:
@@ -91,12 +93,12 @@ def add_setting(command: argparse.ArgumentParser, setting: config.Setting) -> No
     )
 
 
-def flag_value(setting: config.Setting) -> Callable[[str], object]:
+def flag_value(read: Callable[[str], object], allowed: str) -> Callable[[str], object]:
     def parse(text: str) -> object:
         try:
-            return setting.read_flag(text)
+            return read(text)
         except ValueError as error:
-            message = f"{text!r} cannot be used. Allowed: {setting.allowed}."
+            message = f"{text!r} cannot be used. Allowed: {allowed}."
             raise argparse.ArgumentTypeError(message) from error
 
     return parse
@@ -134,7 +136,10 @@ def add_stop(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=stop)
     add_where(command)
     command.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="Default: what it promises to take."
+        "--timeout",
+        type=flag_value(seconds(0, MOST_STOP_S), f"0 to {MOST_STOP_S}"),
+        metavar="SECONDS",
+        help="Default: what it promises to take.",
     )
 
 

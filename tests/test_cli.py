@@ -51,6 +51,8 @@ def test_help_is_quick_because_nothing_heavy_is_imported(tmp_path: Path) -> None
         (("serve", "--port", "70000"), "--port: '70000' cannot be used. Allowed: 0 to 65535"),
         (("serve", "--kv-bits", "3"), "--kv-bits: '3' cannot be used. Allowed: 4, 8 or none."),
         (("demo", "--kv-bits", "3"), "--kv-bits"),
+        (("stop", "--timeout", "nan"), "--timeout: 'nan' cannot be used. Allowed: 0 to 86400."),
+        (("stop", "--timeout=-1"), "--timeout: '-1' cannot be used."),
         (("serve", "--api-keys-file", "~nobody.here/k"), "--api-keys-file"),
     ],
 )
