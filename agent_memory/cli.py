@@ -22,6 +22,7 @@ from agent_memory.values import seconds
 SETTING = {setting.name: setting for setting in config.SETTINGS}
 URL = "http://127.0.0.1:8000"
 MOST_STOP_S = 86_400
+EXIT_INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StartError as error:
         sys.stderr.write(f"agent-memory: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     return code
 
 
