@@ -17,9 +17,12 @@ from agent_memory.errors import StartError, UsageError
 from agent_memory.keys import CLIENT_VARIABLE
 from agent_memory.ops import backend, blas
 from agent_memory.store.state_dir import StateDir
+from agent_memory.values import seconds
 
 SETTING = {setting.name: setting for setting in config.SETTINGS}
 URL = "http://127.0.0.1:8000"
+MOST_STOP_S = 86_400
+EXIT_INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,18 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, others = apart(sys.argv[1:] if argv is None else argv)
     try:
         args = parser().parse_args(own, argparse.Namespace(arguments=others))
-        if others and args.run is not launch:
-            raise UsageError("only 'launch' takes arguments after --")
         code: int = args.run(args)
     except StartError as error:
         sys.stderr.write(f"agent-memory: {error}\n")
         return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     return code
 
 
 def apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Our arguments, and what comes after -- for somebody else."""
-    end = argv.index("--") if "--" in argv else len(argv)
+    """Our arguments, and what comes after -- for a client that is launched."""
+    end = argv.index("--") if argv[:1] == ["launch"] and "--" in argv else len(argv)
     return list(argv[:end]), list(argv[end + 1 :])
 
 
@@ -82,8 +85,8 @@ def add_config(command: argparse.ArgumentParser) -> None:
 
 def add_setting(command: argparse.ArgumentParser, setting: config.Setting) -> None:
     text = f"{setting.text} Allowed: {setting.allowed}. Default: {setting.default}."
-    metavar = "FILE" if setting.secret else "VALUE"
-    how: dict[str, Any] = {"type": flag_value(setting), "metavar": metavar}
+    read = flag_value(setting.read_flag, setting.allowed)
+    how: dict[str, Any] = {"type": read, "metavar": "FILE" if setting.secret else "VALUE"}
     if bool in setting.toml_types:
         how = {"action": argparse.BooleanOptionalAction}
     elif setting.repeats:
@@ -93,12 +96,12 @@ def add_setting(command: argparse.ArgumentParser, setting: config.Setting) -> No
     )
 
 
-def flag_value(setting: config.Setting) -> Callable[[str], object]:
+def flag_value(read: Callable[[str], object], allowed: str) -> Callable[[str], object]:
     def parse(text: str) -> object:
         try:
-            return setting.read_flag(text)
+            return read(text)
         except ValueError as error:
-            message = f"{text!r} cannot be used. Allowed: {setting.allowed}."
+            message = f"{text!r} cannot be used. Allowed: {allowed}."
             raise argparse.ArgumentTypeError(message) from error
 
     return parse
@@ -136,7 +139,10 @@ def add_stop(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=stop)
     add_where(command)
     command.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="Default: what it promises to take."
+        "--timeout",
+        type=flag_value(seconds(0, MOST_STOP_S), f"0 to {MOST_STOP_S}"),
+        metavar="SECONDS",
+        help="Default: what it promises to take.",
     )
 
 
@@ -155,12 +161,12 @@ def add_service(command: argparse.ArgumentParser) -> None:
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text, description=text)
-        add_config(verb)
-        add_setting(verb, SETTING["state_dir"])
         verb.add_argument("--kind", choices=("launchd", "systemd"), help="Default: this system's.")
         return verb
 
     install = add("install", "start it now, at every login, and again when it fails")
+    add_config(install)
+    add_setting(install, SETTING["state_dir"])
     install.add_argument("--print", action="store_true", help="Only show what would be written.")
     install.add_argument("--force", action="store_true", help="Replace what is installed.")
     add("uninstall", "end it and forget about it; what is remembered stays")
@@ -238,6 +244,7 @@ def add_agents(command: argparse.ArgumentParser) -> None:
         verb = verbs.add_parser(name, help=text, description=text, parents=[common, *parents])
         if agent:
             verb.add_argument("agent", metavar="AGENT")
+            verb.epilog = "A name that begins with - comes after --, behind everything else."
         return verb
 
     add("ls", "who is remembered", agent=False)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -51,6 +52,8 @@ def test_help_is_quick_because_nothing_heavy_is_imported(tmp_path: Path) -> None
         (("serve", "--port", "70000"), "--port: '70000' cannot be used. Allowed: 0 to 65535"),
         (("serve", "--kv-bits", "3"), "--kv-bits: '3' cannot be used. Allowed: 4, 8 or none."),
         (("demo", "--kv-bits", "3"), "--kv-bits"),
+        (("stop", "--timeout", "nan"), "--timeout: 'nan' cannot be used. Allowed: 0 to 86400."),
+        (("stop", "--timeout=-1"), "--timeout: '-1' cannot be used."),
         (("serve", "--api-keys-file", "~nobody.here/k"), "--api-keys-file"),
     ],
 )
@@ -103,6 +106,20 @@ def test_a_taken_port_exits_69_before_a_model_is_loaded(tmp_path: Path) -> None:
     assert f"Port {port} of 127.0.0.1 is taken." in done.stderr and "--port" in done.stderr
     assert "model_loading" not in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "state" / "index.db").exists()
+
+
+def test_a_command_that_is_interrupted_exits_130_without_a_word(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "agent_memory", "agents", "ls", "--url", url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as asking:
+            silent.settimeout(20)
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(1)
+                asking.send_signal(signal.SIGINT)
+                said, _ = asking.communicate(timeout=20)
+    assert (asking.returncode, said) == (130, b"")
 
 
 @pytest.mark.requirement("L-11")

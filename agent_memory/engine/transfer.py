@@ -23,6 +23,7 @@ from agent_memory.engine.archive import ArchivedBlock, ArchivedHead, ArchiveRead
 from agent_memory.engine.limits import ModelInfo
 from agent_memory.engine.mailbox import Mailbox
 from agent_memory.errors import Conflict, EngineFailed, Unavailable
+from agent_memory.failpoint import failpoint
 from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.store.agents import Agent
@@ -224,6 +225,7 @@ class Transfer:
 
     def _receive(self, file: BinaryIO, name: Callable[[str], str]) -> str:
         """Worker thread.  Twice through the file: first to prove it, then to keep it."""
+        failpoint("engine.import")
         manifest = ArchiveReader(file).manifest
         model = self._model_of(manifest.fingerprint)
         if manifest.fingerprint != model.spec.fingerprint:

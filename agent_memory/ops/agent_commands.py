@@ -110,7 +110,13 @@ class Commands:
     def _export(self, args: argparse.Namespace) -> None:
         name = f"{args.agent.replace(':', '_')}.agent-memory.tar"
         target: Path = args.output or Path(name)
-        if target.exists() and not args.force:
+        try:
+            is_there, is_folder = target.exists(), target.is_dir()
+        except OSError as error:
+            raise UsageError(f"{target} cannot be written: {error.strerror}.") from error
+        if is_folder:
+            raise UsageError(f"{target} is a folder. Name a file with -o.")
+        if is_there and not args.force:
             raise UsageError(f"{target} is there already. Name another with -o, or add --force.")
         num_bytes = self._moving(
             "export", lambda advance: self._client.export(args.agent, target, advance)

@@ -63,8 +63,17 @@ class Launch:
         exports = [f"export {name}={self._quoted(text)}" for name, text in self.variables.items()]
         return [*exports, shlex.join(self.command)]
 
+    def told(self) -> dict[str, object]:
+        """For programs, which have the key or know where it is: only who wants it is said."""
+        secret = [name for name, text in self.variables.items() if self._is_secret(text)]
+        shown = {name: text for name, text in self.variables.items() if name not in secret}
+        return {"command": list(self.command), "variables": shown, "key_variables": secret}
+
     def _quoted(self, text: str) -> str:
-        return self.key.shell if self.key.shell and text == self.key.value else shlex.quote(text)
+        return self.key.shell if self._is_secret(text) else shlex.quote(text)
+
+    def _is_secret(self, text: str) -> bool:
+        return bool(self.key.shell) and text == self.key.value
 
 
 def claude(url: str, model: str, key: Key = NO_KEY) -> Launch:
@@ -146,7 +155,7 @@ def main(args: argparse.Namespace) -> int:
         run(launch)
     terminal = Terminal(as_json=args.json)
     if terminal.as_json:
-        terminal.result({"command": list(launch.command), "variables": dict(launch.variables)})
+        terminal.result(launch.told())
     else:
         for line in launch.lines():
             terminal.say(line)

@@ -7,6 +7,7 @@ before it kills come from stages.py, with a reserve.  Runs nothing.  Any thread.
 import os
 import plistlib
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from xml.parsers.expat import ExpatError
@@ -16,6 +17,7 @@ from agent_memory.stages import supervisor_s
 LABEL = "agent-memory"
 OPEN_FILES = 8192
 THROTTLE_S = 30
+START_S = 120
 WATCHDOG_S = 120
 NEVER_AGAIN = (64, 73, 75, 78)
 """Exit statuses that the next start would only repeat."""
@@ -64,6 +66,13 @@ class Launchd:
         except (plistlib.InvalidFileException, ExpatError, ValueError, KeyError, TypeError):
             return None
 
+    def command(self, text: str) -> list[str]:
+        """What is run; [] if the file is none of ours."""
+        try:
+            return [str(word) for word in plistlib.loads(text.encode())["ProgramArguments"]]
+        except (plistlib.InvalidFileException, ExpatError, ValueError, KeyError, TypeError):
+            return []
+
     def start(self) -> list[Step]:
         load = ("launchctl", "bootstrap", self._domain, str(self.path))
         return [Step(load, must=False), Step(("launchctl", "kickstart", self._target))]
@@ -108,7 +117,7 @@ NotifyAccess=main
 ExecStart={" ".join(map(_quoted, command))}
 KillSignal=SIGTERM
 KillMode=mixed
-TimeoutStartSec=120
+TimeoutStartSec={START_S}
 TimeoutStopSec={supervisor_s(drain_timeout_s)}
 TimeoutStopFailureMode=abort
 WatchdogSec={WATCHDOG_S}
@@ -129,6 +138,15 @@ WantedBy=default.target
         """As of Launchd.  Seconds alone are understood, as we write them."""
         found = re.search(r"^TimeoutStopSec=(\d+(?:\.\d+)?)s?$", text, re.MULTILINE)
         return float(found[1]) if found else None
+
+    def command(self, text: str) -> list[str]:
+        """As of Launchd."""
+        found = re.search(r"^ExecStart=(.+)$", text, re.MULTILINE)
+        try:
+            words = shlex.split(found[1]) if found else []
+        except ValueError:
+            return []
+        return [word.replace("%%", "%").replace("$$", "$") for word in words]
 
     def start(self) -> list[Step]:
         return [self._do("start", self._unit)]

@@ -56,7 +56,8 @@ class Batches:
         self._app = app
         self._documents = documents
         self._state = state
-        self._room = asyncio.Semaphore(max(1, min(AT_ONCE, max_requests // QUEUE_SHARE)))
+        self._at_once = max(1, min(AT_ONCE, max_requests // QUEUE_SHARE))
+        self._room = asyncio.Semaphore(self._at_once)
         self._runs: dict[str, BatchRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._open = False
@@ -100,7 +101,7 @@ class Batches:
         return [batch for batch in found if batch["status"] not in ENDED]
 
     def _begin(self, batch: Document) -> None:
-        run = BatchRun(batch, self._documents, self._answer, self._room)
+        run = BatchRun(batch, self._documents, self._answer, self._at_once)
         self._runs[batch["id"]] = run
         task = asyncio.create_task(self._whole(run))
         self._tasks.add(task)
@@ -120,11 +121,13 @@ class Batches:
         log.info("batch_ended", batch=run.batch["id"], status=run.batch["status"], **counts)
 
     async def _answer(self, path: str, asked: dict[str, Any], request_id: str) -> Answered:
-        """Who has no place for it now is asked again."""
+        """Who has no place for it now is asked again; until then others have its room, for it may
+        be a model that never comes."""
         while True:
             state = {**self._state(), "request_id": request_id}
             headers = {PRIORITY: Priority.BACKGROUND}
-            answered = await inside.post(self._app, path, asked, headers, state)
+            async with self._room:
+                answered = await inside.post(self._app, path, asked, headers, state)
             if answered.status != 503:
                 return answered
             wait_s = float(answered.headers.get("retry-after", MOST_WAIT_S))
@@ -135,19 +138,20 @@ Answer = Callable[[str, dict[str, Any], str], Any]
 
 
 class BatchRun:
-    """One batch.  `batch` is the document as it is now; who changes it writes it."""
+    """One batch, with so many lines under way `at_once`.  `batch` is the document as it is now; who
+    changes it writes it."""
 
     def __init__(
         self,
         batch: Document,
         documents: Mapping[str, Documents],
         answer: Answer,
-        room: asyncio.Semaphore,
+        at_once: int,
     ) -> None:
         self.batch = batch
         self._documents = documents
         self._answer = answer
-        self._room = room
+        self._places = asyncio.Semaphore(at_once)
         self._input = documents[kept.FILES].data(batch["input_file_id"])
         self._journal = Journal(documents[kept.BATCHES].data(batch["id"]))
         self._writing = asyncio.Lock()
@@ -203,9 +207,9 @@ class BatchRun:
         async with asyncio.TaskGroup() as group:
             async for line in _read(self._input_lines()):
                 if line.number not in done:
-                    await self._room.acquire()
+                    await self._places.acquire()
                     task = group.create_task(self._one(line))
-                    task.add_done_callback(lambda _: self._room.release())
+                    task.add_done_callback(lambda _: self._places.release())
 
     def _input_lines(self) -> Iterator[Line]:
         return batch_lines.lines(self._input, self.batch["endpoint"])

@@ -173,6 +173,8 @@ async def _of_prompt(
             async for item in said:
                 match item:
                     case list() if asked.echo:
+                        if not isinstance(turn.ask.prompt, str):
+                            await turn.served.know_bytes()
                         for answer in answers:
                             yield answer.echo(item)
                     case Piece(choice) if not asked.mute:

@@ -9,12 +9,12 @@ import errno
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import structlog
 
-from agent_memory.errors import NotFound
+from agent_memory.errors import BadRequest, NotFound
 from agent_memory.server.response_items import REFERENCE, Item, answer_of, named
 from agent_memory.store.documents import Document, Documents, response_ids_of
 
@@ -77,22 +77,24 @@ class Responses:
         return _all_of(found)
 
     async def resolved(self, items: list[Item]) -> list[Item]:
-        """With what they refer to in place of the references.  Raises NotFound."""
-        return [
-            await self._referred(item["id"]) if item["type"] == REFERENCE else item
-            for item in items
-        ]
-
-    async def _referred(self, item_id: str) -> Item:
-        found = await asyncio.to_thread(self._read, RESPONSE + answer_of(item_id))
-        for item in _all_of(found) if found else []:
-            if item["id"] == item_id:
-                return item
-        raise NotFound(
-            f"Item with id '{item_id}' not found. Items of responses with 'store': false, and of "
-            "deleted ones, are not kept: send the item itself.",
-            param="input",
-        )
+        """With what they refer to in place of the references.  Each response is read once, and
+        each item named once, so that a body of references is no more work than what they name.
+        Raises NotFound, BadRequest."""
+        named_ids = Counter(item["id"] for item in items if item["type"] == REFERENCE)
+        if named_ids.total() > len(named_ids):
+            [(twice, _)] = named_ids.most_common(1)
+            raise BadRequest(f"Item with id '{twice}' is named twice: name it once.", param="input")
+        found: dict[str, Item] = {}
+        for answer in dict.fromkeys(map(answer_of, named_ids)):
+            found |= await asyncio.to_thread(self._items_of, answer, named_ids)
+        for item_id in named_ids:
+            if item_id not in found:
+                raise NotFound(
+                    f"Item with id '{item_id}' not found. Items of responses with 'store': false, "
+                    "and of deleted ones, are not kept: send the item itself.",
+                    param="input",
+                )
+        return [found[item["id"]] if item["type"] == REFERENCE else item for item in items]
 
     # ── worker threads ───────────────────────────────────────────────────────────────────────
 
@@ -103,6 +105,15 @@ class Responses:
         except ValueError:
             log.warning("response_damaged", response=response_id)
             return None
+
+    def _items_of(self, answer: str, wanted: Container[str]) -> dict[str, Item]:
+        """Those of `wanted` that were named for this answer.  Of two of one name the first is."""
+        document = self._read(RESPONSE + answer)
+        return {
+            item["id"]: item
+            for item in reversed(_all_of(document) if document else [])
+            if item["id"] in wanted and answer_of(item["id"]) == answer
+        }
 
     def _keep(
         self,

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Never, cast
 
@@ -97,7 +98,14 @@ async def _serve(
         log.error("http_server_failed", exc_info=error)
         lifespan.count_as_failed("http_server")
     watching.cancel()
+    _leave_workers()
     return lifespan.report()
+
+
+def _leave_workers() -> None:
+    """Whoever is still at work in a worker thread, such as proving an import, is not waited for:
+    its client has gone, and what is remembered is written."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
 
 
 def _signalled(number: signal.Signals, stop: asyncio.Event, hurry: asyncio.Event) -> None:

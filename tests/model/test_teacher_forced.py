@@ -3,7 +3,7 @@
 One prefill is the reference; other chunk sizes, token by token, and restored in the middle must
 choose the same, but for ties.  A tie is a position where the two best logits are closer than the
 arithmetic can tell: at `none` 1e-3; quantized, closer than plain mlx-lm with the same quantization
-differs from itself when its embedding is scaled by one part in a million.
+differs from itself when its embedding is scaled by a few parts in a million.
 """
 
 import sys

@@ -29,10 +29,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def agents(server: Server | None, *args: str) -> subprocess.CompletedProcess[str]:
+    verb, *others = args
     url = ["--url", server.url] if server else []
     kept = {k: v for k, v in os.environ.items() if not k.startswith("AGENT_MEMORY_")}
     return subprocess.run(
-        [sys.executable, "-m", "agent_memory", "agents", *args, *url],
+        [sys.executable, "-m", "agent_memory", "agents", verb, *url, *others],
         env=kept | {"COLUMNS": COLUMNS},
         capture_output=True,
         text=True,
@@ -40,8 +41,8 @@ def agents(server: Server | None, *args: str) -> subprocess.CompletedProcess[str
     )
 
 
-def told(server: Server, *args: str) -> Any:
-    done = agents(server, *args, "--json")
+def told(server: Server, verb: str, *args: str) -> Any:
+    done = agents(server, verb, "--json", *args)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -75,6 +76,26 @@ def test_an_agent_through_all_verbs(server: Server, tmp_path: Path) -> None:
         "'eve' has 5 tokens in mind.\n"
     )
     assert agents(server, "rm", "eve").returncode == agents(server, "rm", "ben").returncode == 0
+
+
+def test_a_name_may_begin_like_a_flag(server: Server) -> None:
+    """As help says."""
+    assert told(server, "fork", "--", "ann", "--odd")["id"] == "--odd"
+    assert told(server, "rewind", "--tokens", "5", "--", "--odd")["tokens"] == 5
+    assert told(server, "rm", "--", "--odd")["removed"]
+    assert "comes after --" in agents(None, "fork", "--help").stdout
+    more = agents(None, "ls", "--", "ann")
+    assert more.returncode == 64 and "ann" in more.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("", "is a folder"), ("..", "is a folder"), ("x" * 300, "cannot be written")],
+)
+def test_an_export_is_a_file(server: Server, target: str, said: str) -> None:
+    refused = agents(server, "export", "ann", "-o", target, "--force")
+    assert refused.returncode == 64 and said in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_an_export_replaces_nothing_unless_told_to(server: Server, tmp_path: Path) -> None:

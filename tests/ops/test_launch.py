@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_memory.keys import CLIENT_VARIABLE
 from agent_memory.ops import launch
 from tests.process import Server
 
@@ -43,7 +44,26 @@ def test_what_is_printed_is_what_is_run(server: Server, program: Path, client: s
     execed = json.loads(run(*args, "--exec", "--", "-p", ODD, path=program).stdout)
     told = json.loads(run(*args, "--json", "--", "-p", ODD).stdout)
     assert execed[0] == by_hand[0] == told["command"][1:] and execed[0][-2:] == ["-p", ODD]
+    assert not told["key_variables"]
     assert told["variables"].items() <= execed[1].items() & by_hand[1].items()
+
+
+@pytest.mark.parametrize("client", launch.CLIENTS)
+def test_no_key_is_printed(
+    server: Server, client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What programs are told names the variables that want it."""
+    key, file = "k" * 20, tmp_path / "key"
+    file.write_text(key)
+    file.chmod(0o600)
+    wanted = "ANTHROPIC_AUTH_TOKEN" if client == "claude" else CLIENT_VARIABLE
+    for flags in (("--api-key-file", str(file)), ()):
+        if not flags:
+            monkeypatch.setenv(CLIENT_VARIABLE, key)
+        printed = run(client, "--url", server.url, *flags).stdout
+        told = run(client, "--url", server.url, *flags, "--json").stdout
+        assert f"export {wanted}=" in printed and key not in printed + told
+        assert json.loads(told)["key_variables"] == [wanted]
 
 
 def test_each_client_is_told_where_and_which(server: Server) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_memory.ops.service import KINDS, Launchd, Systemd
+from agent_memory import cli
+from agent_memory.ops.service import KINDS, START_S, Launchd, Systemd
 from agent_memory.stages import BUDGETS_S, supervisor_s
 from tests.process import Server
 
@@ -119,10 +120,31 @@ def test_what_is_there_is_replaced_only_on_demand(home: Path) -> None:
 def test_a_supervisor_that_says_no_is_quoted(home: Path) -> None:
     refused = service(home, "install", "--kind", "launchd", FAILING="kickstart")
     assert refused.returncode == 1 and "failed with 5: not now" in refused.stderr
+    assert service(home, "install", "--kind", "launchd").returncode == 0
     assert service(home, "start", "--kind", "launchd", FAILING="bootstrap").returncode == 0
     assert service(home, "status", "--kind", "launchd", FAILING="print").returncode == 5
     alone = service(home, "status", "--kind", "launchd", PATH="/nowhere")
     assert alone.returncode == 1 and "docs/operations.md" in alone.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_no_supervisor_takes_is_not_left_behind(kind: str, home: Path) -> None:
+    """So that it can be installed when there is one, or the reason has gone."""
+    alone = service(home, "install", "--kind", kind, PATH="/nowhere")
+    assert alone.returncode == 1 and "There is no program" in alone.stderr
+    assert not KINDS[kind](home).path.exists()
+    begins = {"launchd": "kickstart", "systemd": "enable"}[kind]
+    refused = service(home, "install", "--kind", kind, FAILING=begins)
+    assert refused.returncode == 1 and "failed with 5: not now" in refused.stderr
+    assert not KINDS[kind](home).path.exists()
+    assert (
+        calls(home)[-len(SYSTEMD["uninstall"]) :]
+        == {
+            "launchd": [f"launchctl kickstart {DOMAIN}/agent-memory", *LAUNCHD["uninstall"]],
+            "systemd": SYSTEMD["uninstall"],
+        }[kind]
+    )
+    assert service(home, "install", "--kind", kind).returncode == 0
 
 
 @pytest.mark.requirement("L-34", "L-36")
@@ -144,10 +166,35 @@ def test_numbers_follow_the_settings(home: Path) -> None:
     flags = ("install", "--print", "--config", str(odd), "--state-dir", str(home / "a b"))
     unit = service(home, *flags, "--kind", "systemd").stdout
     assert Systemd(home).stop_s(unit) == supervisor_s(300) == 335
+    words = Systemd(home).command(unit)
+    assert words[-4:] == ["--config", str(odd), "--state-dir", f"{home}/a b"]
     assert f'--config "{home}/my \\"100%%\\" $$settings.toml" --state-dir "{home}/a b"' in unit
-    agent = plistlib.loads(service(home, *flags, "--kind", "launchd").stdout.encode())
-    assert agent["ExitTimeOut"] == 335
-    assert agent["ProgramArguments"][-4:] == ["--config", str(odd), "--state-dir", f"{home}/a b"]
+    agent = service(home, *flags, "--kind", "launchd").stdout
+    assert Launchd(home).stop_s(agent) == 335 and Launchd(home).command(agent) == words
+
+
+@pytest.mark.parametrize("drain_timeout", [25, 300])
+def test_a_command_waits_longer_than_its_supervisor(
+    drain_timeout: int, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the service was installed: settings may have changed since."""
+    settings = home / "settings.toml"
+    settings.write_text(f"drain_timeout = {drain_timeout}\n")
+    flags = ("--config", str(settings), "--kind", "systemd")
+    assert service(home, "install", *flags).returncode == 0
+    settings.unlink()
+    waits = list[float]()
+
+    def noted(command: tuple[str, ...], *, timeout: float, **_how: object) -> object:
+        waits.append(timeout)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(subprocess, "run", noted)
+    for verb in ("start", "stop", "uninstall"):
+        assert cli.main(["service", verb, "--kind", "systemd"]) == 0
+    assert waits and min(waits) > max(START_S, supervisor_s(drain_timeout))
 
 
 def test_settings_of_this_shell_are_none_of_the_services(home: Path) -> None:
@@ -157,9 +204,12 @@ def test_settings_of_this_shell_are_none_of_the_services(home: Path) -> None:
     assert all(name in done.stderr for name in here) and "config.toml" in done.stderr
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "<plist", "TimeoutStopSec=\n", "\0"])
-def test_a_file_that_is_none_of_ours_names_no_time(text: str, tmp_path: Path) -> None:
-    assert Launchd(tmp_path).stop_s(text) is None and Systemd(tmp_path).stop_s(text) is None
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "<plist", "TimeoutStopSec=\n", 'ExecStart="\n', "\0"]
+)
+def test_a_file_that_is_none_of_ours_names_nothing(text: str, tmp_path: Path) -> None:
+    for kind in (Launchd(tmp_path), Systemd(tmp_path)):
+        assert kind.stop_s(text) is None and kind.command(text) == []
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd")
@@ -179,11 +229,16 @@ def test_systemd_understands_the_unit(home: Path) -> None:
     assert done.returncode == 0 and not [line for line in complaints if unit.name in line]
 
 
-def test_launchd_is_told_to_forget_it_when_the_server_has_ended(home: Path) -> None:
-    assert service(home, "install", "--kind", "launchd").returncode == 0
-    calls(home)
+@pytest.mark.parametrize("flag", ["--state-dir", "--config"])
+def test_launchd_is_told_to_forget_it_when_the_server_has_ended(flag: str, home: Path) -> None:
+    """Which server that is the installed file says, itself or in the settings it names."""
     with Server(home).wait_ready() as server:
-        done = service(home, "stop", "--kind", "launchd", "--state-dir", str(server.state_dir))
+        file = home / "settings.toml"
+        file.write_text(f"state_dir = '{server.state_dir}'\n")
+        value = {"--state-dir": str(server.state_dir), "--config": str(file)}[flag]
+        assert service(home, "install", "--kind", "launchd", flag, value).returncode == 0
+        calls(home)
+        done = service(home, "stop", "--kind", "launchd")
         assert done.returncode == 0 and calls(home) == LAUNCHD["stop"]
         assert server.wait(0.5) == 0
 

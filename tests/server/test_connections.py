@@ -191,6 +191,43 @@ def test_odd_requests(server: Server, request_: bytes, expected: int) -> None:
         assert status(read_all(client)) == expected
 
 
+LONG_HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Odd: "
+
+
+@pytest.mark.requirement("S-17")
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([b"nonsense\r\n\r\n"], 400),
+        ([b"GET /healthz HTTP/1.1\r\n\r\n"], 400),
+        ([LONG_HEAD, b"x" * (16 << 10), b"\r\n\r\n"], 431),
+        ([b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n"], 501),
+    ],
+)
+def test_what_is_no_request_is_answered_without_a_word(
+    server: Server, pieces: list[bytes], expected: int
+) -> None:
+    """And without an id."""
+    with server.connect() as client:
+        for piece in pieces:
+            client.sendall(piece)
+            time.sleep(0.1)
+        answer = read_all(client).lower()
+    assert status(answer) == expected
+    assert b"content-length: 0" in answer and b"x-request-id" not in answer
+
+
+@pytest.mark.requirement("S-17")
+def test_a_head_of_16_kib_is_read_however_it_comes(server: Server) -> None:
+    with server.connect() as client:
+        client.sendall(LONG_HEAD)
+        time.sleep(0.1)
+        client.sendall(b"x" * ((16 << 10) - len(LONG_HEAD)))
+        time.sleep(0.1)
+        client.sendall(b"\r\n\r\n")
+        assert status(client.recv(65536)) == 200
+
+
 @pytest.mark.requirement("S-21")
 @pytest.mark.parametrize(
     "lengths", [("Content-Length: 9", CHUNKED), (CHUNKED, "Content-Length: 9")]

@@ -12,7 +12,7 @@ from tests.process import ENDLESS, Server, chat, raw_post, read_until
 
 LONG = 6_000
 """Characters: some 2,000 tokens."""
-ROOM_FOR_TWO = ("--memory-bytes", "64M", "--pool-bytes", "8M", "--kv-bits", "none")
+ROOM_FOR_TWO = ("--memory-bytes", "78M", "--pool-bytes", "8M", "--kv-bits", "none")
 
 
 def ask_long(server: Server, n: int, **fields: object) -> socket.socket:

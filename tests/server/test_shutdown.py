@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from agent_memory.metrics import Metrics
@@ -221,6 +222,26 @@ def test_shutdown(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_shutdown_again_and_again(case: Case, n: int, tmp_path: Path) -> None:
     case(tmp_path)
+
+
+def test_an_import_that_is_being_proven_is_not_waited_for(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, drain_s=1, failpoint="engine.import:block") as server,
+        ThreadPoolExecutor() as pool,
+    ):
+        used = server.ask("Hello", agent="ann").json()["usage"]["total_tokens"]
+        server.wait_on_disk("ann", used)
+        file = server.get("/v1/agents/ann/export").content
+        kind = {"content-type": "application/x-tar"}
+        path = "/v1/agents/import?name=eve"
+        importing = pool.submit(server.call, "POST", path, content=file, headers=kind)
+        time.sleep(0.5)
+        since = server.signal()
+        assert server.wait(1 + PROMISE_S) == 0, server.log()
+        assert time.monotonic() - since < 1 + PROMISE_S / 2
+        assert server.event("server_shutdown_complete")
+        assert isinstance(importing.exception(), httpx.TransportError)
+    assert tokens_on_disk(server, "ann") == used
 
 
 @pytest.mark.requirement("L-28")

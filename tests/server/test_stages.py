@@ -86,7 +86,7 @@ async def test_a_stage_that_overruns_is_cut(monkeypatch: pytest.MonkeyPatch) -> 
     six = Shutdown(0.1, work.work())
     began = time.monotonic()
     await six.through(STAGES[-1])
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10  # of 60 each
     assert work.ran == list(STAGES)
     assert six.unfinished() == [Stage.STOP_ADMISSION, Stage.DRAIN]
 
