@@ -8,10 +8,10 @@ LOCK := requirements/$(BACKEND).txt
 BIN := .venv/bin
 STAMP := .venv/installed-$(BACKEND)
 FAST = LD_PRELOAD=$$($(BIN)/python -c 'from agent_memory.ops import blas; print(blas.find() or "")')
-# Two tests run at a time, and what they compute is small: threads would wait for each other longer
-# than they compute.  What the fast ones write is in memory if there is room.
-ALONE = OPENBLAS_NUM_THREADS=1
-QUICK = $(ALONE) $(shell df -Pm /dev/shm 2>/dev/null | \
+# What the fast tests compute is small: threads would wait for each other longer than they compute.
+# What they write is in memory if there is room.  All tests together have a server's threads, for
+# numbers are rounded otherwise with one, and a disk.
+QUICK = OPENBLAS_NUM_THREADS=1 $(shell df -Pm /dev/shm 2>/dev/null | \
     awk 'NR == 2 && $$4 > 4000 { print "PYTEST_DEBUG_TEMPROOT=/dev/shm" }')
 UV := $(shell command -v uv 2>/dev/null)
 
@@ -33,7 +33,7 @@ test: install  ## the fast tests
 	$(FAST) $(QUICK) $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 test-all: install  ## every test, more than an hour; counts go to build/suites.jsonl
-	$(FAST) $(ALONE) $(BIN)/python -m pytest -q -p tests.suites --suites build/suites.jsonl \
+	$(FAST) $(BIN)/python -m pytest -q -p tests.suites --suites build/suites.jsonl \
 	    -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: install  ## lint, format and types; changes nothing
