@@ -97,7 +97,7 @@ class AgentVerbs:
         await asyncio.wrap_future(self._mailbox.call(partial(self._remove, agent_id)))
         for told in self.on_removed:
             told(agent_id)
-        if not await asyncio.to_thread(self._store.wiped, FLUSH_S):
+        if not await asyncio.to_thread(self._store.saved, FLUSH_S):
             raise Unavailable(
                 f"'{outside(agent_id)}' is forgotten, but its files are not deleted yet. They will "
                 "be.",

@@ -234,7 +234,7 @@ class BlockStore:
     def remove(self, agent_id: str) -> set[BlockHash]:
         """Every block and checkpoint that was this agent's alone; the store has let go of them.
 
-        Raises NotFound.  Once it is `wiped` no file, row or piece of the log tells of them.
+        Raises NotFound.  Once it is `saved` no file, row or piece of the log tells of them.
         """
         with self._verbs:
             changed = self.agents.remove(agent_id)
@@ -284,12 +284,9 @@ class BlockStore:
         """Whether everything asked for before is settled in time."""
         return self._writer.flush(timeout_s)
 
-    def wiped(self, timeout_s: float) -> bool:
-        """Whether in time nothing is left of what was removed before, in files, rows and log."""
-        return self.saved(timeout_s)
-
     def saved(self, timeout_s: float) -> bool:
-        """Whether in time all that agents did before is on disk.  Who is in the way is waited for.
+        """Whether in time all that agents did before is on disk, and nothing is left of what was
+        removed, in files, rows and log.  Who is in the way is waited for.
 
         Of blocks `on_written` tells.
         """

@@ -113,7 +113,7 @@ def wipe_agent(state: StateDir, agent_id: str) -> Amount:
     try:
         before = store.disk_bytes
         removed = store.remove(agent_id)
-        if not store.wiped(CLOSE_S):
+        if not store.saved(CLOSE_S):
             raise StateDirError(
                 f"Not all of '{agent_id}' could be deleted from {state.path}. Close what else has "
                 "its index open, see the log for what cannot be written, and try again."

@@ -82,7 +82,7 @@ async def test_a_removal_is_answered_when_it_is_on_disk(
                 await engine.agents.remove("ann")
             db.rollback()
         assert removed == ["ann"]
-        assert engine._store.wiped(10)
+        assert engine._store.saved(10)
 
 
 async def test_warming_brings_what_is_on_disk_to_ram(tmp_path: Path) -> None:

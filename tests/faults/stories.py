@@ -204,7 +204,7 @@ def _remove(opener: Opener, alone: dict[str, tuple[Block, ...]]) -> None:
     for agent_id, blocks in alone.items():
         if opener.store.agents.get(agent_id):
             opener.store.remove(agent_id)
-        assert opener.store.wiped(10)
+        assert opener.store.saved(10)
         assert not [block for block in blocks if opener.file(block).exists()]
 
 

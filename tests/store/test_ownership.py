@@ -125,7 +125,7 @@ def test_what_was_refused_of_a_removed_agent_goes_too(opener: Opener, blocks: li
         assert not opener.read(block)
     assert len(opener.quarantined()) == 2
     store.remove("Agnes")
-    assert store.wiped(5)
+    assert store.saved(5)
     assert opener.quarantined() == [blocks[0].hash.hex()]
     assert no_trace(opener, [b"Agnes", blocks[1].tokens[:200]])
 
@@ -153,12 +153,12 @@ def test_a_removal_that_could_not_be_written_is_not_done_and_tried_again_soon(
     monkeypatch.setattr(writer, "IDLE_S", 0.05)
     store = opener.open()
     remember(opener, "Agnes", blocks)
-    assert store.wiped(5)
+    assert store.saved(5)
     time.sleep(0.5)  # there is nothing to do, and the writer rests
     with closing(sqlite3.connect(opener.state.index)) as db:
         db.execute("BEGIN IMMEDIATE")
         store.remove("Agnes")
-        assert not store.wiped(0.5)
+        assert not store.saved(0.5)
         db.rollback()
     deadline = time.monotonic() + 10
     while store._writer.owes and time.monotonic() < deadline:

@@ -58,7 +58,7 @@ def test_a_turn_that_was_cut_short_goes_with_its_agent(opener: Opener, blocks: l
     store = opener.open()
     assert store.agents.known("Agnes").heads == (head,)
     assert store.remove("Agnes") == {block.hash for block in blocks[:4]}
-    assert store.wiped(5) and files(opener) == set()
+    assert store.saved(5) and files(opener) == set()
     raw = b"".join(path.read_bytes() for path in opener.path.rglob("*") if path.is_file())
     assert not any(trace in raw for trace in (b"Agnes", blocks[3].hash, blocks[3].tokens[:200]))
 

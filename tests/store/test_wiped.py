@@ -47,8 +47,8 @@ def test_indexes_in_quarantine_go_with_an_agent(
 
             patch.setattr(Path, "unlink", refused)
             store.remove("Agnes")
-            assert not store.wiped(0.3)
-        assert store.wiped(5)
+            assert not store.saved(0.3)
+        assert store.saved(5)
     assert not list(opener.path.glob("quarantine/*"))
     assert no_trace(opener, [b"Agnes", blocks[2].hash, blocks[2].tokens[:200]])
 
@@ -88,12 +88,12 @@ def test_a_file_that_cannot_be_deleted_now_is_deleted_later(
 
     monkeypatch.setattr(Path, "unlink", refused)
     store.remove("Agnes")
-    assert not store.wiped(0.3)
+    assert not store.saved(0.3)
     assert files(opener) == names(*blocks[:2])
     assert opener.put(blocks[0]) == [True]
-    assert not store.wiped(0.3)
+    assert not store.saved(0.3)
     stuck.clear()
-    assert store.wiped(5)
+    assert store.saved(5)
     assert files(opener) == names(blocks[0])
     assert no_trace(opener, [b"Agnes", blocks[1].hash])
     opener.open()
