@@ -35,7 +35,8 @@ START_S = 2.0
 class Oracle:
     """What processes that are dead now have told."""
 
-    present: set[BlockHash] = field(default_factory=set)
+    told: set[BlockHash] = field(default_factory=set)
+    let_go: set[BlockHash] = field(default_factory=set)
     turns: dict[int, int] = field(default_factory=dict)
 
     def hear(self, name: int, messages: Iterator[bytes]) -> None:
@@ -43,11 +44,15 @@ class Oracle:
             word, _, rest = message.partition(b" ")
             match word:
                 case b"present":
-                    self.present.add(BlockHash(rest))
+                    self.told.add(BlockHash(rest))
                 case b"letting":
-                    self.present.discard(BlockHash(rest))
+                    self.let_go.add(BlockHash(rest))
                 case b"head":
                     self.turns[name] = int(rest)
+
+    @property
+    def present(self) -> set[BlockHash]:
+        return self.told - self.let_go
 
 
 def said(tell: Connection) -> Iterator[bytes]:
@@ -63,20 +68,22 @@ def check(opener: Opener, oracle: Oracle) -> None:
     started = time.monotonic()
     store = opener.open()
     assert time.monotonic() - started < START_S
-    assert not list(opener.state.tmp.iterdir()) and not opener.quarantined()
-    assert opener.metric("restore_rejected_total", reason="missing") == 0
-    for block_hash in oracle.present:
-        block = store.find(block_hash)
-        assert block is not None, "a block that was told to be there is lost"
-        assert opener.read(block)
-    for path in (opener.path / "blocks").rglob("*.safetensors"):
-        block = store.find(BlockHash(bytes.fromhex(path.stem)))
-        assert block is not None and opener.read(block)
-    for name, num_turns in oracle.turns.items():
-        agent = store.agents.get(f"agent-{name}")
-        assert agent is not None
-        assert remembers(agent.heads[0], conversation(name, num_turns))
-    opener.close()
+    try:
+        assert not list(opener.state.tmp.iterdir()) and not opener.quarantined()
+        assert opener.metric("restore_rejected_total", reason="missing") == 0
+        for block_hash in oracle.present:
+            block = store.find(block_hash)
+            assert block is not None, "a block that was told to be there is lost"
+            assert opener.read(block)
+        for path in (opener.path / "blocks").rglob("*.safetensors"):
+            block = store.find(BlockHash(bytes.fromhex(path.stem)))
+            assert block is not None and opener.read(block)
+        for name, num_turns in oracle.turns.items():
+            agent = store.agents.get(f"agent-{name}")
+            assert agent is not None
+            assert remembers(agent.heads[0], conversation(name, num_turns))
+    finally:
+        opener.close()
 
 
 @pytest.mark.requirement("F-01", "L-40")
