@@ -1,5 +1,7 @@
 """Text as it is generated: whole characters, and nothing from a stop string on."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -210,3 +212,34 @@ def test_no_more_is_held_back_than_could_begin_a_stop_string(
             break
         held = "".join(pieces[: i + 1])[len(out) :]
         assert not held or any(stop.startswith(held) for stop in stops)
+
+
+LOADED_AGAIN = """
+import gc, os, random, subprocess
+from concurrent.futures import ThreadPoolExecutor
+from agent_memory.model import loader
+
+def resident_kb():
+    return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(os.getpid())]))
+
+def read_in_every_thread():
+    tokenizer = loader.load_whole("builtin", None, 64).tokenizer
+    list(threads.map(tokenizer.encode, texts))
+
+letters = random.Random(0)
+word = lambda: "".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=8))
+texts = [" ".join(word() for _ in range(300)) for _ in range(100)]
+threads = ThreadPoolExecutor(6)
+read_in_every_thread()
+before = resident_kb()
+for _ in range(4):
+    read_in_every_thread()
+    gc.collect()
+print(resident_kb() - before)
+"""
+
+
+def test_words_that_were_read_leave_memory_with_the_model() -> None:
+    """100 texts of 300 words, read in 6 threads by each of 4 tokenizers."""
+    grown_kb = int(subprocess.check_output([sys.executable, "-c", LOADED_AGAIN]))
+    assert grown_kb < 8_000

@@ -142,6 +142,7 @@ def test_loading_gives_a_model_its_config_and_its_tokenizer() -> None:
     assert isinstance(wrapper, TokenizerWrapper)
     assert wrapper.has_chat_template and set(wrapper.eos_token_ids) == {2}
     assert isinstance(wrapper.backend_tokenizer, Tokenizer)
+    assert callable(wrapper.backend_tokenizer.model._resize_cache)
 
 
 def test_a_decode_stream_gives_text_when_it_is_whole() -> None:
