@@ -173,20 +173,32 @@ class Residents:
     # ── models come ──────────────────────────────────────────────────────────────────────────
 
     def reserve(self, name: str, nbytes: int) -> bool:
-        """Have so much for a model that is to be loaded; False while others need it."""
+        """Have so much for a model that is to be loaded; False while others need it.
+
+        Where less would do for the others nobody new begins until then, or until it is given up
+        with `unload`: else it would wait for as long as there is always one more.
+        """
         spare_bytes = self.ledger.spare_bytes - nbytes
         loops = self.loops.values()
         if spare_bytes < 0 or not all(loop.room.would_do(spare_bytes) for loop in loops):
+            self._set_rooms(closed=False)
             return False
         for loop in loops:
             loop.room.measure()
         missing = nbytes - self.ledger.free_bytes
         if missing > 0 and missing > self.pool.idle_bytes:
+            self._set_rooms(closed=True)
             return False
+        self._set_rooms(closed=False)
         self.pool.resize(min(self.pool.limit_bytes, self.pool.num_bytes - missing))
         self.ledger.measure("pool", self.pool.num_bytes)
         self.ledger.fix(account("weights", name), nbytes)
         return True
+
+    def _set_rooms(self, *, closed: bool) -> None:
+        for loop in self.loops.values():
+            loop.room.closed = closed
+            loop.something_changed()
 
     def begin(self, prepared: Prepared, tell: Tell) -> "Future[ModelInfo]":
         """Its room was reserved.  The future raises what went wrong, of which nothing is left."""
@@ -274,6 +286,7 @@ class Residents:
     def _forget(self, name: str) -> None:
         self.loops.pop(name, None)
         budget.leave(self.ledger, name)
+        self._set_rooms(closed=False)
         gc.unfreeze()
         footprint.give_back()
         if self.loops:

@@ -72,6 +72,7 @@ class Room:
         self._needs = needs
         self._runs = runs
         self._preempt = preempt
+        self.closed = False  # nobody new begins
         self._refused: tuple[Sequence, int] | None = None  # and what could be had then
 
     @property
@@ -86,6 +87,8 @@ class Room:
         seq.reserve = min(tokens_to_begin(len(seq.tokens), left), self._most_tokens)
         if self.is_too_long(seq):
             return True  # only to end
+        if self.closed:
+            return False
         self.measure()
         yielding = self._scheduler.yielding_to(seq)
         available = self.ledger.free_bytes + self._pool.idle_bytes

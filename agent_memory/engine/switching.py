@@ -147,6 +147,7 @@ class Switching:
             async with asyncio.timeout(WAIT_S):
                 await self._when(reserve)
         except TimeoutError as error:
+            await self._when(partial(self._residents.unload, served.name))
             raise busy("What runs needs the memory it would take. Ask again.") from error
         loading = await self._on_thread(partial(self._residents.begin, prepared, served.tell))
         served.take(prepared, await asyncio.wrap_future(loading))
