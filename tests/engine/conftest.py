@@ -1,5 +1,5 @@
 """The store's own fixtures."""
 
-from tests.store.conftest import checkpoint_at, opener, payload_of, spec
+from tests.store.conftest import blocks, checkpoint_at, checkpoints, opener, payload_of, spec
 
-__all__ = ["checkpoint_at", "opener", "payload_of", "spec"]
+__all__ = ["blocks", "checkpoint_at", "checkpoints", "opener", "payload_of", "spec"]

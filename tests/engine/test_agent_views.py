@@ -2,23 +2,12 @@
 
 import pytest
 
-from agent_memory.block import Block, chain
+from agent_memory.block import Block
 from agent_memory.engine.agent_views import AgentViews
-from agent_memory.kv_spec import KVSpec
 from agent_memory.kvcache.block_pool import BlockPool
 from agent_memory.store.agents import Agents
-from tests.engine.test_transfer import ENDS, TOKENS, remember
-from tests.store.conftest import CheckpointAt, Opener
-
-
-@pytest.fixture
-def blocks(spec: KVSpec) -> list[Block]:
-    return chain(spec.fingerprint, TOKENS)
-
-
-@pytest.fixture
-def checkpoints(checkpoint_at: CheckpointAt) -> list[Block]:
-    return [checkpoint_at(TOKENS, end) for end in ENDS]
+from tests.engine.test_transfer import remember
+from tests.store.conftest import Opener
 
 
 def test_their_bytes_are_the_agents_but_they_are_no_blocks(

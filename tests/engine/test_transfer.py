@@ -26,10 +26,8 @@ from agent_memory.store.agents import Agent
 from agent_memory.store.files import Bytes
 from agent_memory.store.format import encode, most_file_bytes
 from agent_memory.tenants import inside
-from tests.store.conftest import CheckpointAt, Opener, PayloadOf
+from tests.store.conftest import TOKENS, CheckpointAt, Opener, PayloadOf
 
-TOKENS = range(600)
-ENDS = (100, 256, 300, 512, 600)
 VOCAB_SIZE = 10_000
 InPool = Callable[[Block], Bytes | None]
 
@@ -37,16 +35,6 @@ InPool = Callable[[Block], Bytes | None]
 @pytest.fixture
 def model(spec: KVSpec) -> Model:
     return Model("small", spec, VOCAB_SIZE)
-
-
-@pytest.fixture
-def blocks(spec: KVSpec) -> list[Block]:
-    return chain(spec.fingerprint, TOKENS)
-
-
-@pytest.fixture
-def checkpoints(checkpoint_at: CheckpointAt) -> list[Block]:
-    return [checkpoint_at(TOKENS, end) for end in ENDS]
 
 
 @pytest.fixture

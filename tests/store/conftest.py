@@ -18,6 +18,9 @@ from agent_memory.store.state_dir import StateDir
 NO_LIMITS = Limits(1 << 60, 0, None, None, free_bytes=lambda path: 1 << 60)
 """Not even that of the disk itself: writing finds that out."""
 
+TOKENS = range(600)
+ENDS = (100, 256, 300, 512, 600)
+
 PayloadOf = Callable[[Block], npt.NDArray[np.uint8]]
 CheckpointAt = Callable[[Sequence[int], int], Block]
 
@@ -48,12 +51,27 @@ def checkpoint_at(spec: KVSpec) -> CheckpointAt:
 
 
 @pytest.fixture
+def blocks(spec: KVSpec) -> list[Block]:
+    """A conversation's, the last not full; `checkpoints` are of it."""
+    return chain(spec.fingerprint, TOKENS)
+
+
+@pytest.fixture
+def checkpoints(checkpoint_at: CheckpointAt) -> list[Block]:
+    return [checkpoint_at(TOKENS, end) for end in ENDS]
+
+
+@pytest.fixture
 def payload_of(spec: KVSpec) -> PayloadOf:
     def payload(block: Block) -> npt.NDArray[np.uint8]:
         random = np.random.default_rng(list(block.hash))
         return random.integers(0, 256, spec.bytes_of(block), np.uint8)
 
     return payload
+
+
+def names(*blocks: Block) -> set[str]:
+    return {block.hash.hex() for block in blocks}
 
 
 class Opener:
@@ -120,6 +138,12 @@ class Opener:
     def file(self, block: Block) -> Path:
         name = block.hash.hex()
         return self.path / "blocks" / name[:2] / f"{name}.safetensors"
+
+    def files(self) -> set[str]:
+        """Names of blocks, once all that was asked for is done."""
+        assert self.store.flush(5)
+        self.store.check()
+        return {path.stem for path in self.path.glob("blocks/*/*")}
 
     def quarantined(self) -> list[str]:
         """Names of blocks in quarantine."""

@@ -20,11 +20,6 @@ from tests.marks import first_is_fast
 from tests.store.conftest import Opener, PayloadOf
 
 
-@pytest.fixture
-def blocks(spec: KVSpec) -> list[Block]:
-    return chain(spec.fingerprint, range(600))
-
-
 def waits_for(gate: threading.Event) -> OnWritten:
     def on_written(_hash: BlockHash, _present: bool) -> None:
         assert gate.wait(10)

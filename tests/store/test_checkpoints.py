@@ -20,20 +20,7 @@ from agent_memory.store.look import look, verify
 from agent_memory.store.recover import recover
 from agent_memory.store.state_dir import StateDir
 from tests.marks import first_is_fast
-from tests.store.conftest import CheckpointAt, Opener
-
-TOKENS = range(600)
-ENDS = (100, 256, 300, 512, 600)
-
-
-@pytest.fixture
-def blocks(spec: KVSpec) -> list[Block]:
-    return chain(spec.fingerprint, TOKENS)
-
-
-@pytest.fixture
-def checkpoints(checkpoint_at: CheckpointAt) -> list[Block]:
-    return [checkpoint_at(TOKENS, end) for end in ENDS]
+from tests.store.conftest import CheckpointAt, Opener, names
 
 
 @pytest.fixture
@@ -43,16 +30,6 @@ def remembered(opener: Opener, blocks: list[Block], checkpoints: list[Block]) ->
     assert all(opener.put(*blocks, *checkpoints, agent_id="a"))
     store.record("a", opener.spec.fingerprint, blocks, (10, 600), checkpoints)
     return opener
-
-
-def files(opener: Opener) -> set[str]:
-    assert opener.store.flush(5)
-    opener.store.check()
-    return {path.stem for path in opener.path.glob("blocks/*/*")}
-
-
-def names(*blocks: Block) -> set[str]:
-    return {block.hash.hex() for block in blocks}
 
 
 def head(opener: Opener) -> tuple[int, list[Block]]:
@@ -94,14 +71,14 @@ def test_rewinding_and_removing_leave_no_file_without_an_owner(
     store = remembered.store
     store.fork("a", "b")
     store.rewind("a", 300)
-    assert files(remembered) == names(*blocks, *checkpoints)
+    assert remembered.files() == names(*blocks, *checkpoints)
     assert store.remove("b") == {block.hash for block in (blocks[2], *checkpoints[3:])}
-    assert files(remembered) == names(*blocks[:2], *checkpoints[:3])
+    assert remembered.files() == names(*blocks[:2], *checkpoints[:3])
     remembered.open()
     assert head(remembered) == (300, checkpoints[:3])
     gone = [*blocks[:2], *checkpoints[:3]]
     assert remembered.store.remove("a") == {block.hash for block in gone}
-    assert files(remembered) == set() and remembered.store.disk_bytes == 0
+    assert remembered.files() == set() and remembered.store.disk_bytes == 0
     raw = b"".join(path.read_bytes() for path in remembered.path.rglob("*") if path.is_file())
     traces = [bytes(checkpoint.hash) for checkpoint in checkpoints]
     assert not any(trace in raw for trace in traces)
@@ -115,7 +92,7 @@ def test_what_is_recorded_replaces_what_was(
     gone = store.record("a", spec.fingerprint, longer, (610, 700), checkpoints[3:])
     assert set(gone) == {blocks[2], *checkpoints[:3]}
     assert [block.is_checkpoint for block in gone] == [True, True, True, False]
-    assert files(remembered) == names(*longer, *checkpoints[3:])
+    assert remembered.files() == names(*longer, *checkpoints[3:])
     assert not any(store.gone.why(block.hash) for block in gone)
 
 
@@ -169,7 +146,7 @@ def test_random_lives(opener: Opener, spec: KVSpec, checkpoint_at: CheckpointAt,
                 opener.put(*blocks, *mine, agent_id=agent_id)
                 store.record(agent_id, spec.fingerprint, blocks, None, mine)
         owned = {h for agent in opener.store.agents.all() for h in agent.owned()}
-        assert files(opener) == {block_hash.hex() for block_hash in owned}
+        assert opener.files() == {block_hash.hex() for block_hash in owned}
 
 
 # ── files that go ────────────────────────────────────────────────────────────────────────────────
@@ -261,7 +238,7 @@ def test_evicted_from_the_end_and_never_before_what_follows(
     while lengths[-1]:
         limited(remembered, remembered.store.disk_bytes - 1)
         present = {b.hash for b in everything if remembered.store.find(b.hash)}
-        assert files(remembered) == {block_hash.hex() for block_hash in present}
+        assert remembered.files() == {block_hash.hex() for block_hash in present}
         parents = {b.parent for b in everything if b.hash in present} - {spec.fingerprint}
         assert parents <= present
         agent = remembered.store.agents.get("a")
@@ -289,7 +266,7 @@ def test_an_evicted_block_takes_checkpoints_that_need_it(
     opener.close()
     limited(opener, full_file_bytes(spec) + 20_000)
     assert opener.store.flush(5)
-    assert files(opener) == names(blocks[0], kept)
+    assert opener.files() == names(blocks[0], kept)
     assert head(opener) == (256, [kept])
     assert opener.metric("evicted_blocks_total", reason="disk_bytes") == 2
     opener.open()
@@ -335,7 +312,7 @@ def test_collecting_and_rebuilding_keep_what_an_agent_has_in_mind(
         state.close()
     remembered.open()
     assert head(remembered) == (600, checkpoints)
-    assert files(remembered) == names(*blocks, *checkpoints)
+    assert remembered.files() == names(*blocks, *checkpoints)
 
 
 def test_an_index_of_the_version_before_is_not_misread(remembered: Opener) -> None:

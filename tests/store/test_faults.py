@@ -26,11 +26,6 @@ from agent_memory.store.writer import Writer
 from tests.store.conftest import Opener
 
 
-@pytest.fixture
-def blocks(spec: KVSpec) -> list[Block]:
-    return chain(spec.fingerprint, range(600))
-
-
 @contextmanager
 def no_file_above(num_bytes: int) -> Iterator[None]:
     """Longer writes fail with EFBIG, the first of them after a short write: a full disk's ways."""

@@ -14,26 +14,12 @@ from agent_memory.store import upkeep, writer
 from agent_memory.store.state_dir import StateDir
 from agent_memory.tenants import inside
 from tests.marks import first_is_fast
-from tests.store.conftest import Opener
-
-
-@pytest.fixture
-def blocks(spec: KVSpec) -> list[Block]:
-    return chain(spec.fingerprint, range(600))
+from tests.store.conftest import Opener, names
 
 
 def remember(opener: Opener, agent_id: str, blocks: list[Block]) -> None:
     opener.put(*blocks, agent_id=agent_id)
     opener.store.record(agent_id, opener.spec.fingerprint, blocks)
-
-
-def files(opener: Opener) -> set[str]:
-    assert opener.store.flush(5)
-    return {path.name.removesuffix(".safetensors") for path in opener.path.glob("blocks/*/*")}
-
-
-def names(*blocks: Block) -> set[str]:
-    return {block.hash.hex() for block in blocks}
 
 
 @pytest.mark.requirement("S-08", "S-09")
@@ -46,7 +32,7 @@ def test_agents_of_two_tenants_share_nothing(opener: Opener, spec: KVSpec) -> No
     }
     for agent_id, blocks in chains.items():
         remember(opener, agent_id, blocks)
-    assert len(files(opener)) == 9
+    assert len(opener.files()) == 9
     for agent_id in chains:
         store.rewind(agent_id, 599)
         store.fork(agent_id, agent_id + "-2")
@@ -64,7 +50,7 @@ def test_agents_of_two_tenants_share_nothing(opener: Opener, spec: KVSpec) -> No
         opener.store.fork("acme/ann", "zoo/eve")
     opener.store.remove("acme/ann")
     assert opener.store.remove("acme/ann-2") == {block.hash for block in chains["acme/ann"]}
-    assert files(opener) == names(*chains["ann"], *chains["zoo/ann"])
+    assert opener.files() == names(*chains["ann"], *chains["zoo/ann"])
 
 
 def test_a_fork_copies_nothing_and_outlives_what_it_was_made_from(
@@ -76,7 +62,7 @@ def test_a_fork_copies_nothing_and_outlives_what_it_was_made_from(
     fork = store.fork("a", "b")
     assert (fork.id, fork.heads[0].chain, fork.bytes_written) == ("b", tuple(blocks), 0)
     assert store.remove("a") == set()
-    assert files(opener) == names(*blocks)
+    assert opener.files() == names(*blocks)
     assert opener.metric("bytes_written_total") == written
     opener.open()
     assert [agent.id for agent in opener.store.agents.all()] == ["b"]
@@ -94,11 +80,11 @@ def test_a_removed_agent_leaves_nothing_that_was_its_alone(
     opener.store.set_pinned("Agnes", True)
     assert store.remove("a") == {block.hash for block in blocks[1:]}
     assert [store.find(block.hash) for block in blocks] == [blocks[0], None, None]
-    assert files(opener) == names(*other)
+    assert opener.files() == names(*other)
     assert store.agents.get("a") is None
     store.check()
     assert store.remove("Agnes") == {block.hash for block in other}
-    assert files(opener) == set()
+    assert opener.files() == set()
     traces = [b"Agnes", blocks[2].hash, blocks[2].tokens[:200], other[1].hash]
     assert no_trace(opener, traces)
     opener.open()
@@ -174,7 +160,7 @@ def test_what_follows_anonymously_is_kept(
     remember(opener, "a", blocks)
     opener.put(anonymous[-1])
     assert store.remove("a") == {blocks[2].hash}
-    assert files(opener) == names(*anonymous)
+    assert opener.files() == names(*anonymous)
 
 
 def test_what_is_about_to_be_written_goes_too(opener: Opener, blocks: list[Block]) -> None:
@@ -183,7 +169,7 @@ def test_what_is_about_to_be_written_goes_too(opener: Opener, blocks: list[Block
         store.put(block, opener.payload_of(block), opener.spec, lambda _, ok: told.append(ok), "a")
     store.record("a", opener.spec.fingerprint, blocks)
     assert store.remove("a") == {block.hash for block in blocks}
-    assert files(opener) == set()
+    assert opener.files() == set()
     assert len(told) == 3 and store.disk_bytes == 0
     store.check()
 
@@ -196,7 +182,7 @@ def test_a_rewind_writes_nothing_and_lets_go_of_the_rest(
     store.record("a", spec.fingerprint, blocks, turn=(10, 600))
     head = store.rewind("a", 300).heads[0]
     assert (head.num_tokens, head.chain, head.turns) == (300, tuple(blocks[:2]), ())
-    assert files(opener) == names(*blocks[:2])
+    assert opener.files() == names(*blocks[:2])
     with pytest.raises(Conflict):
         store.rewind("a", 301)
     opener.open()
@@ -213,7 +199,7 @@ def test_the_blocks_of_a_head_pushed_out_go(opener: Opener, spec: KVSpec) -> Non
     opener.put(*talks[8])
     gone = store.record("a", spec.fingerprint, talks[8])
     assert set(gone) == set(talks[0][1:])
-    assert files(opener) == names(*(block for talk in talks[1:] for block in talk))
+    assert opener.files() == names(*(block for talk in talks[1:] for block in talk))
     store.check()
 
 
@@ -263,7 +249,7 @@ def test_what_agents_did_while_the_index_could_not_be_written_is_done_later(
         db.rollback()
     assert opener.metric("persist_errors_total", errno="SQLITE_BUSY") == 2
     store.touch([blocks[0].hash])
-    assert files(opener) == names(*blocks[:2])
+    assert opener.files() == names(*blocks[:2])
     opener.open()
     ends = {agent.id: agent.heads[0].num_tokens for agent in opener.store.agents.all()}
     assert ends == {"a": 10, "c": 300}
@@ -282,7 +268,7 @@ def test_a_file_that_a_crash_kept_goes_at_the_next_start(
         db.execute("INSERT OR IGNORE INTO doomed VALUES (?)", (blocks[2].hash,))
     opener.open()
     assert opener.store.find(blocks[2].hash) is None
-    assert files(opener) == names(*blocks[:2])
+    assert opener.files() == names(*blocks[:2])
     assert opener.put(blocks[2]) == [True]
     opener.open()
     assert opener.read(blocks[2])
@@ -318,4 +304,4 @@ def test_random_lives(opener: Opener, spec: KVSpec, seed: int) -> None:
             for head in agent.heads
             for block in head.chain
         }
-        assert files(opener) == {block_hash.hex() for block_hash in owned}
+        assert opener.files() == {block_hash.hex() for block_hash in owned}

@@ -13,7 +13,7 @@ from agent_memory.kv_spec import KVSpec
 from agent_memory.store import upkeep
 from agent_memory.store.look import look
 from agent_memory.store.state_dir import StateDir
-from tests.store.conftest import CheckpointAt, Opener
+from tests.store.conftest import CheckpointAt, Opener, names
 
 
 @pytest.fixture
@@ -27,16 +27,6 @@ def begin(opener: Opener, blocks: list[Block]) -> None:
     opener.put(*blocks[:2], agent_id="Agnes")
     store.record("Agnes", opener.spec.fingerprint, blocks[:2], (10, 512))
     opener.put(*blocks[2:4], agent_id="Agnes")
-
-
-def files(opener: Opener) -> set[str]:
-    assert opener.store.flush(5)
-    opener.store.check()
-    return {path.stem for path in opener.path.glob("blocks/*/*")}
-
-
-def names(*blocks: Block) -> set[str]:
-    return {block.hash.hex() for block in blocks}
 
 
 def written_for(opener: Opener) -> int:
@@ -58,7 +48,7 @@ def test_a_turn_that_was_cut_short_goes_with_its_agent(opener: Opener, blocks: l
     store = opener.open()
     assert store.agents.known("Agnes").heads == (head,)
     assert store.remove("Agnes") == {block.hash for block in blocks[:4]}
-    assert store.saved(5) and files(opener) == set()
+    assert store.saved(5) and opener.files() == set()
     raw = b"".join(path.read_bytes() for path in opener.path.rglob("*") if path.is_file())
     assert not any(trace in raw for trace in (b"Agnes", blocks[3].hash, blocks[3].tokens[:200]))
 
@@ -74,7 +64,7 @@ def test_so_does_an_agents_first_turn(opener: Opener, blocks: list[Block]) -> No
     assert (ann.id, ann.heads[0].chain) == ("ann", tuple(blocks[:4]))
     assert ann.bytes_written == store.bytes_of([blocks[3].hash])
     store.remove("ann")
-    assert files(opener) == set()
+    assert opener.files() == set()
 
 
 def test_turns_that_went_side_by_side_are_heads_each(
@@ -87,7 +77,7 @@ def test_turns_that_went_side_by_side_are_heads_each(
     heads = store.agents.known("Agnes").heads
     assert [head.chain for head in heads] == [tuple(other), tuple(blocks[:4])]
     store.remove("Agnes")
-    assert files(opener) == set()
+    assert opener.files() == set()
 
 
 def test_what_can_be_in_no_head_is_deleted(
@@ -106,9 +96,9 @@ def test_what_can_be_in_no_head_is_deleted(
     store = opener.open()
     [head] = store.agents.known("a").heads
     assert (head.chain, head.checkpoints) == (tuple(blocks[:4]), tuple(points[:3]))
-    assert files(opener) == names(*blocks[:4], *points[:3])
+    assert opener.files() == names(*blocks[:4], *points[:3])
     opener.open()
-    assert files(opener) == names(*blocks[:4], *points[:3])
+    assert opener.files() == names(*blocks[:4], *points[:3])
 
 
 def test_what_others_have_of_it_stays(opener: Opener, spec: KVSpec, blocks: list[Block]) -> None:
@@ -118,7 +108,7 @@ def test_what_others_have_of_it_stays(opener: Opener, spec: KVSpec, blocks: list
     opener.put(anonymous)
     store = opener.open()
     assert store.remove("Agnes") == set()
-    assert files(opener) == names(*blocks[:4], anonymous)
+    assert opener.files() == names(*blocks[:4], anonymous)
 
 
 def test_nothing_is_noted_of_what_a_head_holds_or_what_is_gone(

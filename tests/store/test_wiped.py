@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from agent_memory.block import Block, chain
+from agent_memory.block import Block
 from agent_memory.errors import StateDirError
-from agent_memory.kv_spec import KVSpec
 from agent_memory.store import upkeep, writer
 from agent_memory.store.state_dir import StateDir
-from tests.store.conftest import Opener
-from tests.store.test_ownership import files, names, no_trace, remember
-
-
-@pytest.fixture
-def blocks(spec: KVSpec) -> list[Block]:
-    return chain(spec.fingerprint, range(600))
+from tests.store.conftest import Opener, names
+from tests.store.test_ownership import no_trace, remember
 
 
 @pytest.mark.requirement("S-24")
@@ -89,12 +83,12 @@ def test_a_file_that_cannot_be_deleted_now_is_deleted_later(
     monkeypatch.setattr(Path, "unlink", refused)
     store.remove("Agnes")
     assert not store.saved(0.3)
-    assert files(opener) == names(*blocks[:2])
+    assert opener.files() == names(*blocks[:2])
     assert opener.put(blocks[0]) == [True]
     assert not store.saved(0.3)
     stuck.clear()
     assert store.saved(5)
-    assert files(opener) == names(blocks[0])
+    assert opener.files() == names(blocks[0])
     assert no_trace(opener, [b"Agnes", blocks[1].hash])
     opener.open()
     assert opener.read(blocks[0])
