@@ -393,30 +393,3 @@ async def test_who_finds_no_room_to_come_back_comes_with_the_next_request(
 
 def _only(chosen: str, reserve: Callable[[str, int], bool], name: str, nbytes: int) -> bool:
     return name == chosen and reserve(name, nbytes)
-
-
-@pytest.mark.slow
-async def test_who_goes_on_asking_one_model_does_not_keep_another_out(
-    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There is room for both once fewer of the many talk at a time."""
-    monkeypatch.setattr(switching, "WAIT_S", 10.0)
-    budget = await budget_for(folders, tmp_path / "two", "a", "b")
-    models = named(folders, "a", "b")
-    async with running(
-        tmp_path / "1", model=models, memory_bytes=budget, pool_bytes=1 << 20
-    ) as engine:
-        over = False
-
-        async def talk(number: int) -> None:
-            while not over:
-                text = f"{number} {time.monotonic()} {PAGES}"
-                await ask(engine, "a", text, f"agent-{number}", 40)
-
-        talkers = [asyncio.create_task(talk(number)) for number in range(12)]
-        try:
-            await asyncio.sleep(1)
-            await engine.models.load("b")
-        finally:
-            over = True
-            await asyncio.gather(*talkers)
