@@ -72,7 +72,7 @@ class Room:
         self._needs = needs
         self._runs = runs
         self._preempt = preempt
-        self.closed = False  # nobody new begins
+        self.closed = False  # nobody new begins; who was sent back goes on
         self._refused: tuple[Sequence, int] | None = None  # and what could be had then
 
     @property
@@ -87,7 +87,7 @@ class Room:
         seq.reserve = min(tokens_to_begin(len(seq.tokens), left), self._most_tokens)
         if self.is_too_long(seq):
             return True  # only to end
-        if self.closed:
+        if self.closed and not seq.started:
             return False
         self.measure()
         yielding = self._scheduler.yielding_to(seq)

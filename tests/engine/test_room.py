@@ -35,6 +35,25 @@ def test_who_is_admitted_leaves_the_pool_what_nobody_needs() -> None:
     assert first.hash in pool and pool.num_bytes == 200 * KB
 
 
+def test_in_a_closed_room_nobody_new_begins_and_who_was_sent_back_goes_on() -> None:
+    """Also at the end of the server, which nobody new sees, and no load that would open it."""
+    scheduler = Scheduler(256, 8)
+    room = Room(
+        Ledger(1000 * KB, {}),
+        Cost(token_bytes=100, sequence_bytes=0, context_bytes=0),
+        *(scheduler, BlockPool(1000 * KB)),
+        needs=lambda seq: len(seq.tokens),
+        runs=lambda: 0,
+        preempt=lambda _seq: None,
+    )
+    seq = sequence(10)
+    scheduler.add(seq)
+    room.closed = True
+    assert scheduler.admit(lambda _: 0, room.admits) is None
+    seq.started = True
+    assert scheduler.admit(lambda _: 0, room.admits) is seq
+
+
 @pytest.mark.parametrize("remembered", [0, 65, 256, 257, 511, 1000])
 def test_who_fits_alone_begins_whatever_of_it_is_remembered(remembered: int) -> None:
     """Else it would wait for ever, and everybody behind it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent_memory.engine import switching
+from agent_memory.engine.served import Loaded
 from tests.engine.test_engine import running
 from tests.engine.test_models import PAGES, ask, budget_for, folders, named
 
@@ -34,7 +35,7 @@ async def test_who_goes_on_asking_one_model_does_not_keep_another_out(
         talkers = [asyncio.create_task(talk(number)) for number in range(12)]
         try:
             await asyncio.sleep(1)
-            await engine.models.load("b")
+            assert (await engine.models.load("b")).phase is Loaded.READY
         finally:
             over = True
             await asyncio.gather(*talkers)
